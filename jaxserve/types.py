@@ -189,9 +189,10 @@ class Stats(Frozen, tag="stats"):
 
 
 class Failed(Frozen, tag="failed"):
-    """Last message of a core that cannot go on."""
+    """Last message of a core that cannot go on. `refused`: it never started, because of what it was asked to do."""
 
     cause: str
+    refused: bool = False
 
 
 FromCore = Deltas | Ready | Stats | Failed

@@ -19,7 +19,8 @@ COLOURS = "red blue green yellow black white brown grey pink purple orange golde
 FOODS = """bread milk cheese apples soup rice fish cake honey eggs butter tea coffee plums grapes nuts pears beans corn
 salad pasta lemons carrots onions berries sugar meat jam figs dates""".split()
 ANIMALS = "fox dog cat horse cow bear wolf lion mouse bird duck goose pig goat sheep rabbit owl frog deer donkey".split()
-CLOSED = frozenset(word.lower() for word in NAMES + CITIES + PLACES + OBJECTS + COLOURS + FOODS + ANIMALS)
+EVERY = NAMES + CITIES + PLACES + OBJECTS + COLOURS + FOODS + ANIMALS
+CLOSED = frozenset(word.lower() for word in EVERY)
 
 _WORD = re.compile(r"(?<=[ ])[a-z]{3,10}(?=[ ,.])")
 _HELD_OUT_ONE_IN = 8

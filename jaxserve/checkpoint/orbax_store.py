@@ -1,0 +1,103 @@
+"""Orbax folders: the converted tree as it is in memory, quantization included, with config and tokenizer beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxserve.checkpoint.errors import CheckpointError
+from jaxserve.checkpoint.export import write_config
+from jaxserve.models.model import Model, Params
+from jaxserve.quant import QTensor
+
+MANIFEST = "jaxserve.json"
+PARAMS = "params"
+VERSION = 1
+"""Of the tree's layout (names of leaves, order of fused columns). A folder of another version is refused."""
+
+_COMPANIONS = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*", "LICENSE*")
+
+
+def save_orbax(folder: str | Path, model: Model, params: Params, source: str | Path | None = None) -> None:
+    """Writes `params` so that `load_model(folder, ...)` restores them.
+
+    `source`: the folder that the model came from; its tokenizer, template and generation files are copied.
+    Raises FileExistsError where `folder` holds such a model already.
+    """
+    folder = Path(folder).absolute()
+    if is_orbax(folder):
+        raise FileExistsError(f"{folder} holds a converted model already: choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder / PARAMS, _flat(params), force=True)
+    write_config(model, folder, model.dtype.name)
+    if source is not None:
+        for pattern in _COMPANIONS:
+            for file in Path(source).glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+    manifest = {"version": VERSION, "dtype": model.dtype.name, "quantization": _quantization(params)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def is_orbax(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def agree(folder: Path, dtype: Any, quantization: str | None) -> tuple[str, str | None]:
+    """(dtype, quantization) of a converted model. CheckpointError where the caller asks for others: a converted model
+    is loaded as it is. "auto" and None ask for nothing."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        version, has_dtype, has_format = (manifest[name] for name in ("version", "dtype", "quantization"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    if version != VERSION:
+        raise CheckpointError(f"{path}: layout version {version}, this release reads {VERSION}: convert again")
+    if quantization not in (None, has_format):
+        raise CheckpointError(f"{path}: converted with quantization {has_format}, not {quantization}: convert again")
+    if dtype != "auto" and jnp.dtype(dtype).name != has_dtype:
+        raise CheckpointError(f"{path}: converted to {has_dtype}, not {jnp.dtype(dtype).name}: convert again")
+    return has_dtype, has_format
+
+
+def restore(folder: Path, abstract: Params, shardings: Params) -> Params:
+    """Parameters like `abstract`, placed as `shardings` (leaves Sharding or None) says."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def like(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding or device)
+
+    target = _flat(jax.tree.map(like, abstract, shardings))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            values = checkpointer.restore(
+                (folder / PARAMS).absolute(),
+                ocp.args.PyTreeRestore(target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)),
+            )
+        except (ValueError, OSError, KeyError) as error:
+            raise CheckpointError(f"{folder / PARAMS} cannot be restored: {error}") from error
+    return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in _names(abstract)])
+
+
+def _names(params: Params) -> list[str]:
+    """A name for each leaf, in the order of the flattened tree."""
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(params)]
+
+
+def _flat(params: Params) -> dict[str, Any]:
+    return dict(zip(_names(params), jax.tree.leaves(params), strict=True))
+
+
+def _quantization(params: Params) -> str | None:
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    formats = {leaf.format for leaf in leaves if isinstance(leaf, QTensor)}
+    if len(formats) > 1:
+        raise ValueError(f"parameters mix the weight formats {', '.join(sorted(formats))}: save one at a time")
+    return next(iter(formats), None)

@@ -1,0 +1,32 @@
+"""Where a model's files are: a local folder, or a Hugging Face hub id that is fetched on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxserve.checkpoint.errors import CheckpointError
+
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def resolve(model: str | Path, revision: str | None = None) -> Path:
+    """The folder of `model`: itself where it is one, otherwise the hub's snapshot (cached by huggingface_hub).
+
+    Raises CheckpointError where `model` is neither a folder nor a repository that can be reached.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(model)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise CheckpointError(f"{name} is not a folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{name!r} is no local folder, and could not be fetched from the Hugging Face hub: {reason}"
+        ) from error

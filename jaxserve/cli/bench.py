@@ -1,0 +1,167 @@
+"""`jaxserve bench`: throughput of the library, latency of one stream, behaviour of a server under streaming clients."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxserve.cli.load import Prompt, Shot, measure, summary
+from jaxserve.cli.parser import Parser, add_engine_options, engine_config
+from jaxserve.cli.talk import api_base, auth_headers
+from jaxserve.config import ConfigError
+
+# Ids that every tokenizer has, above the special tokens that small vocabularies begin with.
+RANDOM_IDS = (300, 1000)
+
+
+def parser() -> Parser:
+    made = Parser(
+        "bench",
+        """
+        Measures. `throughput` runs many prompts through the library, `latency` one after the other, `serve` sends
+        streaming requests to a server (ours or any other OpenAI-compatible one). Prompts are random tokens, or yours.
+        """,
+        """
+        jaxserve bench throughput --num-prompts 64 --output-len 128
+        jaxserve bench latency --model ~/models/Qwen3-0.6B --input-len 128
+        jaxserve bench serve --url http://127.0.0.1:8000 --clients 16 --num-prompts 64 --json result.json
+        """,
+    )
+    verbs = made.add_subparsers(dest="what", metavar="{throughput,latency,serve}", required=True)
+    for name, text, examples in (
+        ("throughput", "All prompts at once through the library.",
+         "jaxserve bench throughput --num-prompts 64 --max-num-seqs 16"),
+        ("latency", "One request at a time through the library.",
+         "jaxserve bench latency --input-len 128 --output-len 64"),
+        ("serve", "Streaming clients against a server.",
+         "jaxserve bench serve --url http://127.0.0.1:8000 --clients 16"),
+    ):
+        sub: Any = verbs.add_parser(name, help=text, verb=f"bench {name}", description=text, examples=examples)
+        sub.prog = f"jaxserve bench {name}"
+        _add_workload(sub, num_prompts=8 if name == "latency" else 64)
+        if name == "serve":
+            sub.add_argument("--url", metavar="URL", default="http://127.0.0.1:8000", help="The server. Default: %(default)s.")
+            sub.add_argument("--api-key", metavar="KEY", help="Key for it. Default: the variable OPENAI_API_KEY.")
+            sub.add_argument("--model", metavar="NAME", help="Name to send as `model`, where the server wants one.")
+            sub.add_argument("--clients", type=int, default=16, metavar="N", help="Requests in flight. Default: 16.")
+        else:
+            add_engine_options(sub)
+    return made
+
+
+def _add_workload(parser: argparse.ArgumentParser, num_prompts: int) -> None:
+    group = parser.add_argument_group("workload")
+    group.add_argument("--num-prompts", type=int, default=num_prompts, metavar="N", help=f"Default: {num_prompts}.")
+    group.add_argument("--input-len", default="32:512", metavar="N|LOW:HIGH",
+                       help="Tokens of a random prompt. Default: 32:512, evenly.")
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="Prompts to use instead: JSONL with a field `prompt` "
+                                                                    "(text or token ids), or a text a line.")
+    group.add_argument("--output-len", type=int, default=128, metavar="N", help="Tokens to generate. Default: 128.")
+    group.add_argument("--warmup", type=int, default=4, metavar="N", help="Requests before the clock starts. Default: 4.")
+    group.add_argument("--json", type=Path, metavar="FILE", help="Write the figures there as well.")
+
+
+def run(args: argparse.Namespace) -> int:
+    if min(args.num_prompts, args.output_len) < 1 or args.warmup < 0:
+        raise ConfigError("--num-prompts and --output-len must be at least 1, --warmup at least 0")
+    prompts = _prompts(args)
+    figures = {"throughput": _throughput, "latency": _latency, "serve": _serve}[args.what](args, prompts)
+    _print_table(f"bench {args.what}", figures)
+    if args.json is not None:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def _prompts(args: argparse.Namespace) -> list[Prompt]:
+    if args.prompts is not None:
+        found = read_prompts(args.prompts)
+        return [found[i % len(found)] for i in range(args.num_prompts)]
+    try:
+        low, high = (int(part) for part in (args.input_len.split(":") * 2)[:2])
+    except ValueError:
+        raise ConfigError(f"--input-len {args.input_len!r} is not a number or LOW:HIGH") from None
+    if not 1 <= low <= high:
+        raise ConfigError(f"--input-len {args.input_len!r} must be at least 1, LOW not above HIGH")
+    draw = random.Random(0)
+    return [[draw.randrange(*RANDOM_IDS) for _ in range(draw.randint(low, high))] for _ in range(args.num_prompts)]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a file: JSONL with a field `prompt`, or a text a line.
+
+    Raises:
+        ConfigError: the file cannot be read or holds none.
+    """
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        found: list[Prompt] = [json.loads(line)["prompt"] if line.startswith("{") else line for line in lines]
+    except OSError as error:
+        raise ConfigError(f"--prompts {path}: {error.strerror}") from None
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"--prompts {path} is not JSONL with a field `prompt`: {error}") from None
+    if not found:
+        raise ConfigError(f"--prompts {path} holds no prompt")
+    return found
+
+
+def _serve(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:
+    if args.clients < 1:
+        raise ConfigError(f"--clients {args.clients} must be at least 1")
+    base, headers = api_base(args.url), auth_headers(args.api_key)
+    fields: dict[str, Any] = {"max_tokens": args.output_len, "temperature": 0, "ignore_eos": True}
+    if args.model is not None:
+        fields["model"] = args.model
+
+    async def both() -> list[Shot]:
+        if args.warmup:
+            await measure(base, [prompts[i % len(prompts)] for i in range(args.warmup)], args.clients, fields, headers)
+        return await measure(base, prompts, args.clients, fields, headers)
+
+    return {"clients": args.clients, **summary(asyncio.run(both()))}
+
+
+def _throughput(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:
+    llm, params = _library(args)
+    if args.warmup:
+        llm.generate([prompts[i % len(prompts)] for i in range(args.warmup)], params, use_tqdm=False)
+    start = time.perf_counter()
+    outputs = llm.generate(prompts, params)
+    seconds = time.perf_counter() - start
+    new = sum(len(output.outputs[0].token_ids) for output in outputs)
+    return {"requests": len(prompts), "seconds": seconds,
+            "prompt_tokens": sum(len(output.prompt_token_ids) for output in outputs), "new_tokens": new,
+            "requests_per_s": len(prompts) / seconds, "new_tokens_per_s": new / seconds}
+
+
+def _latency(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:
+    llm, params = _library(args)
+    shots = []
+    for i in range(-args.warmup, len(prompts)):
+        sent = time.perf_counter()
+        (output,) = llm.generate([prompts[i % len(prompts)]], params, use_tqdm=False)
+        last = time.perf_counter()
+        if i >= 0:
+            first = sent + output.metrics["first_token"] - output.metrics["arrival"]
+            shots.append(Shot(sent, first, last, len(output.prompt_token_ids), len(output.outputs[0].token_ids)))
+    return summary(shots)
+
+
+def _library(args: argparse.Namespace) -> tuple[Any, Any]:
+    config = engine_config(args)
+    from jaxserve.api import LLM
+    from jaxserve.types import SamplingParams
+
+    return LLM(config=config), SamplingParams(max_tokens=args.output_len, temperature=0.0, ignore_eos=True, detokenize=False)
+
+
+def _print_table(title: str, figures: dict[str, float]) -> None:
+    print(title)
+    for name, value in figures.items():
+        print(f"  {name:<20} {value:>14,.2f}" if isinstance(value, float) else f"  {name:<20} {value:>14,}")
+    sys.stdout.flush()

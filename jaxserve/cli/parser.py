@@ -1,0 +1,75 @@
+"""What the verbs share in reading a command line: one-line errors, hints for misspelt options, examples in --help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from jaxserve.config import ConfigError, EngineConfig, add_arguments, from_arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are ConfigErrors.
+
+    `examples` go to the end of --help as they are.
+    """
+
+    def __init__(self, verb: str, description: str, examples: str, **more: Any):
+        super().__init__(
+            prog=f"jaxserve {verb}",
+            description=textwrap.dedent(description).strip(),
+            epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip("\n"), "  "),
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+            **more,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As in argparse.
+
+        Raises:
+            ConfigError: for an unknown option, naming the nearest known one.
+        """
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = get_close_matches(unknown[0].split("=")[0], flags, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"unknown argument {unknown[0]!r}{hint} (see {self.prog} --help)")
+        return found
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=min(110, _columns()))
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 100
+
+
+def add_engine_options(parser: Parser) -> None:
+    add_arguments(parser, EngineConfig)
+
+
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """The engine that `args` describe, with the platform chosen: call before anything imports jax."""
+    config = from_arguments(EngineConfig, args)
+    choose_platform(config)
+    return config
+
+
+def choose_platform(config: EngineConfig) -> None:
+    """jax reads JAX_PLATFORMS when it is imported; --device must be there first."""
+    if config.runtime.device != "auto":
+        os.environ["JAX_PLATFORMS"] = config.runtime.device

@@ -1,0 +1,230 @@
+"""The engine core: one loop that launches step k and then finishes step k-1. Knows the scheduler and the runner."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from jaxserve.engine.executables import compile_counter
+from jaxserve.engine.finish import finish_step
+from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.programs import ProgramSet
+from jaxserve.engine.runner import Launched, Runner
+from jaxserve.engine.sequence import Sequence
+from jaxserve.scheduler import Scheduler
+from jaxserve.types import (
+    Abort,
+    Arrive,
+    Cancel,
+    Control,
+    Delta,
+    Deltas,
+    FinishReason,
+    FromCore,
+    ModelLimits,
+    Ready,
+    Request,
+    ResetCache,
+    SeqId,
+    Stats,
+    StepDone,
+    Submit,
+    Tick,
+)
+
+log = logging.getLogger(__name__)
+
+INTEGRITY_EVERY_S = 5.0
+"""An idle engine checks its page accounting at most this often."""
+
+
+class EngineCore:
+    """Serves requests from `inbox`, answers through `emit`. Everything runs on the thread that calls `run`."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        programs: ProgramSet,
+        ready: Ready,
+        identity: str,
+        inbox: Inbox,
+        emit: Callable[[FromCore], None],
+        prefix_caching: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._scheduler = scheduler
+        self._runner = runner
+        self._programs = programs
+        self._ready = ready
+        self._limits: ModelLimits = ready.limits
+        self._identity = identity
+        self._inbox = inbox
+        self._emit = emit
+        self._prefix_caching = prefix_caching
+        self._clock = clock
+        self._sequences: dict[SeqId, Sequence] = {}
+        self._requests: dict[str, list[Sequence]] = {}
+        self._next_seq = 0
+        self._in_flight: Launched | None = None
+        self._deltas: list[Delta] = []
+        self._stopping = False
+        self._checked = 0.0
+        self._steps_time = 0.0
+        self._counters: dict[str, float] = dict.fromkeys(
+            ("prompt_tokens", "prompt_tokens_cached", "generation_tokens", "steps", "corrupted_requests",
+             "spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"), 0)
+
+    # The loop
+
+    def run(self) -> None:
+        """Serves until a front end says shutdown."""
+        self._emit(self._ready)
+        while not self._stopping:
+            if not self.step():
+                self._idle()
+        self._programs.close()
+        self._scheduler.close()
+
+    def step(self) -> bool:
+        """Starts step k on the device, finishes step k-1 meanwhile. False when there was nothing to do."""
+        for message in self._inbox.drain():
+            self._on_message(message)
+        now = self._clock()
+        self._scheduler.on_event(Tick(now=now))
+        plan = self._scheduler.plan()
+        launched = None
+        if plan.has_work:
+            for admit in plan.admits:
+                self._sequences[admit.seq].admitted(now, admit.cached)
+            launched = self._runner.launch(plan, self._sequences, now)
+        worked = launched is not None or self._in_flight is not None
+        if self._in_flight is not None:
+            self._finish(self._in_flight)
+        self._in_flight = launched
+        if self._deltas:
+            self._emit(Deltas(deltas=tuple(self._deltas)))
+            self._deltas = []
+        return worked
+
+    def _finish(self, launched: Launched) -> None:
+        outcome = finish_step(launched, self._sequences, self._counters)
+        now = self._clock()
+        # Steps overlap: what a step took is the time since it started or since the one before it ended.
+        duration = now - max(launched.started, self._steps_time)
+        self._steps_time = now
+        self._counters["steps"] += 1
+        self._scheduler.on_event(StepDone(now=now, step=launched.plan.step, duration=duration, results=outcome.results))
+        self._deltas.extend(outcome.deltas)
+        for sequence in outcome.finished:
+            self._forget(sequence)
+
+    def _idle(self) -> None:
+        now = self._clock()
+        if not self._sequences and now - self._checked > INTEGRITY_EVERY_S:
+            self._scheduler.check_integrity()
+            self._checked = now
+        wake = self._scheduler.next_wake()
+        self._inbox.wait(1.0 if wake is None else max(0.0, min(1.0, wake - now)))
+
+    # Messages
+
+    def _on_message(self, message: Submit | Cancel | Control) -> None:
+        if isinstance(message, Submit):
+            try:
+                self._submit(message.request)
+            except Exception as error:  # one request cannot hurt another
+                if not isinstance(error, ValueError):
+                    log.exception("request %s failed at admission", message.request.id)
+                self._refuse(message.request, str(error))
+        elif isinstance(message, Cancel):
+            for name in message.ids:
+                self._cancel(name)
+        elif message.verb == "shutdown":
+            self._stopping = True
+        else:
+            if message.verb == "reset_prefix_cache":
+                self._scheduler.on_event(ResetCache(now=self._clock()))
+            self._emit(self._stats(message.token))
+
+    def _submit(self, request: Request) -> None:
+        if request.id in self._requests:
+            raise ValueError(f"request id {request.id!r} is in use")
+        self._check(request)
+        now = self._clock()
+        params = request.params
+        eos = () if params.ignore_eos else self._limits.eos_token_ids
+        stops = frozenset({*eos, *params.stop_token_ids})
+        room = self._limits.max_model_len - len(request.prompt)
+        max_new = room if params.max_tokens is None else min(params.max_tokens, room)
+        sequences, parent = [], None
+        for choice in range(params.n):
+            seq = self._next_seq + choice
+            sequences.append(Sequence(seq=seq, request=request, choice=choice, tokens=list(request.prompt), eos=eos,
+                                      stops=stops, max_new=max_new, arrived=now))
+        first = sequences[0]
+        whole = params.prompt_logprobs is not None
+        if whole:
+            first.prompt_logprobs = [None]
+        hashes = first.start_chain(self._identity) if self._prefix_caching else ()
+        for sequence in sequences[1:]:
+            sequence.root, sequence.chain = first.root, list(first.chain)
+        arrivals = []
+        for sequence in sequences:
+            arrivals.append(Arrive(now=now, seq=sequence.seq, prompt=sequence.prompt, max_new=max(1, max_new),
+                                   hashes=hashes, parent=parent, priority=request.priority, tenant=request.tenant,
+                                   whole_prompt=whole and parent is None))
+            parent = first.seq
+        reason = self._scheduler.can_ever_fit(arrivals[0])
+        if reason is not None:
+            raise ValueError(reason)
+        self._next_seq += params.n
+        self._requests[request.id] = sequences
+        self._counters["prompt_tokens"] += len(request.prompt)
+        for sequence, arrival in zip(sequences, arrivals, strict=True):
+            self._sequences[sequence.seq] = sequence
+            self._scheduler.on_event(arrival)
+
+    def _check(self, request: Request) -> None:
+        """Front ends validate with better words; this is what the device must never see."""
+        prompt, limits = request.prompt, self._limits
+        if not prompt:
+            raise ValueError("the prompt has no tokens")
+        if len(prompt) >= limits.max_model_len + (request.params.max_tokens == 0):
+            raise ValueError(f"the prompt has {len(prompt)} tokens, which leaves no room below {limits.max_model_len}")
+        if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
+            raise ValueError(f"prompt token ids must lie between 0 and {limits.vocab_size - 1}")
+        if not 1 <= request.params.n <= limits.max_choices:
+            raise ValueError(f"n {request.params.n} must lie between 1 and {limits.max_choices}")
+        self._runner.check(request)
+
+    def _refuse(self, request: Request, why: str) -> None:
+        for choice in range(max(1, min(request.params.n, self._limits.max_choices))):
+            self._deltas.append(Delta(id=request.id, choice=choice, tokens=(), finish=FinishReason.ERROR, error=why))
+
+    def _cancel(self, name: str) -> None:
+        """`name`: a request id, or `id/choice`."""
+        sequences = self._requests.get(name)
+        if sequences is None:
+            base, _, choice = name.rpartition("/")
+            sequences = [s for s in self._requests.get(base, ()) if str(s.choice) == choice]
+        for sequence in list(sequences):
+            self._scheduler.on_event(Abort(now=self._clock(), seq=sequence.seq))
+            self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._sequences.pop(sequence.seq, None)
+        siblings = self._requests.get(sequence.request.id)
+        if siblings is not None and sequence in siblings:
+            siblings.remove(sequence)
+            if not siblings:
+                del self._requests[sequence.request.id]
+
+    def _stats(self, token: int) -> Stats:
+        counters = {**self._scheduler.counters, **self._counters,
+                    "undeclared_compilations": compile_counter.undeclared,
+                    "programs_compiled": self._programs.compiled, "programs_loaded": self._programs.loaded,
+                    "padded_tokens": self._runner.padded_tokens}
+        gauges = {**self._scheduler.gauges, "programs_pending": self._programs.pending}
+        return Stats(counters=counters, gauges=gauges, token=token)

@@ -1,0 +1,123 @@
+"""Compiled programs on disk, and a count of compilations that nobody declared. Knows nothing of models or plans.
+
+An executable is only as trustworthy as the folder it lies in (loading one runs code), so the folder must belong to the
+user and be writable by nobody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import monitoring
+from jax.experimental import serialize_executable
+
+import jaxserve
+import pallas_kernels
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class ExecutableCache:
+    """Executables under a key. A file that cannot be loaded counts as absent and is written anew."""
+
+    def __init__(self, folder: Path, identity: str):
+        """`identity`: everything the programs depend on beyond the code, the jax version and this machine."""
+        self.folder = folder
+        self._identity = "\n".join([identity, _code_hash(), _platform_identity()])
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state = folder.stat()
+        if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
+            raise PermissionError(f"--compile-cache {folder} is owned or writable by other users; loading programs from "
+                                  f"it would run their code. Use a folder of your own (chmod 700).")
+
+    def _path(self, name: str) -> Path:
+        digest = hashlib.sha256(f"{self._identity}\n{name}".encode()).hexdigest()[:40]
+        return self.folder / f"{digest}.xla"
+
+    def load(self, name: str, args: tuple, out: Any) -> Any | None:
+        """The executable called `name` for arguments like `args` with results like `out` (pytrees), or None."""
+        path = self._path(name)
+        try:
+            payload = path.read_bytes()
+        except OSError:
+            return None
+        trees = jax.tree.structure((args, {})), jax.tree.structure(out)
+        try:
+            loaded = serialize_executable.deserialize_and_load(payload, *trees)
+        except Exception:  # whatever a damaged or foreign file provokes inside XLA
+            return None
+        os.utime(path)
+        return loaded
+
+    def store(self, name: str, compiled: Any) -> None:
+        try:
+            payload, _, _ = serialize_executable.serialize(compiled)
+        except (ValueError, NotImplementedError):
+            return
+        path = self._path(name)
+        partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
+        partial.write_bytes(payload)
+        partial.replace(path)
+
+
+def _code_hash() -> str:
+    """Of every Python file of the packages: a change anywhere may change a program."""
+    digest = hashlib.sha256()
+    for package in (jaxserve, pallas_kernels):
+        root = Path(package.__file__ or "").parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _platform_identity() -> str:
+    device = jax.devices()[0]
+    features = ""
+    if device.platform == "cpu":
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        except OSError:
+            features = platform.processor()
+    flags = os.environ.get("XLA_FLAGS", "")
+    return f"{jax.__version__} {device.device_kind} {device.client.platform_version} {os.cpu_count()} {features} {flags}"
+
+
+class CompileCounter:
+    """Counts compilations outside `declared()` blocks: each is a stall that a request waited for."""
+
+    def __init__(self) -> None:
+        self.undeclared = 0
+        self._local = threading.local()
+        self._armed = False
+
+    @contextmanager
+    def declared(self):
+        """Compilations of this thread inside the block are expected."""
+        depth = getattr(self._local, "depth", 0)
+        self._local.depth = depth + 1
+        try:
+            yield
+        finally:
+            self._local.depth = depth
+
+    def arm(self) -> None:
+        """Starts counting. Listeners of jax cannot be taken back one by one, so one counter serves the process."""
+        if not self._armed:
+            monitoring.register_event_duration_secs_listener(self._on_event)
+            self._armed = True
+
+    def _on_event(self, name: str, _seconds: float, **_: Any) -> None:
+        if name == _COMPILE_EVENT and getattr(self._local, "depth", 0) == 0:
+            self.undeclared += 1
+
+
+compile_counter = CompileCounter()

@@ -1,0 +1,223 @@
+"""Builds an engine core from a config: model, sizes, programs, scheduler. The only place that sees all rooms at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve import bundled
+from jaxserve.checkpoint.generation import read_generation_config
+from jaxserve.checkpoint.load import load_model
+from jaxserve.checkpoint.source import resolve
+from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.engine.core import EngineCore
+from jaxserve.engine.executables import ExecutableCache, compile_counter
+from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.programs import Program, ProgramSet
+from jaxserve.engine.runner import Runner
+from jaxserve.engine.shapes import EngineShape
+from jaxserve.engine.step import StepFunctions
+from jaxserve.kv import KVState, allocate, formats, kv_shapes, size_pages
+from jaxserve.models.model import Model
+from jaxserve.quant.linear import LinearContext
+from jaxserve.sampling import state as sampling_state
+from jaxserve.sampling.state import SlotLayout, Slots
+from jaxserve.scheduler import Limits, Recorder, Scheduler, policies
+from jaxserve.speculative.ngram import NGram
+from jaxserve.types import PAGE_TOKENS, FromCore, ModelLimits, PageClasses, Ready
+
+log = logging.getLogger(__name__)
+
+INVARIANT_ROWS = 64
+CPU_KV_BYTES = 256 << 20
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory and what follows from it for an engine, before anything is compiled."""
+
+    folder: Path
+    model: Model
+    params: Any
+    on_gpu: bool
+    max_len: int
+    shape: EngineShape
+
+
+def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], None], progress: Progress) -> EngineCore:
+    """An engine core that can serve: weights in memory, covering programs compiled.
+
+    Raises:
+        ConfigError, CheckpointError, DoesNotFitError: what cannot be honoured, and what to do.
+    """
+    started = time.perf_counter()
+    compile_counter.arm()
+    with compile_counter.declared():
+        loaded = _load(config)
+        progress(_describe(loaded))
+        functions, classes = _functions(config, loaded)
+        scheduler = _scheduler(config, loaded.shape, classes)
+        programs = ProgramSet(_cache(config, functions))
+        programs.declare(functions.programs())
+        covering = functions.covering()
+        programs.compile_now(covering)
+        kv, slots = allocate(functions.kv), sampling_state.allocate(functions.slot_layout)
+        runner = Runner(functions, programs, loaded.params, kv, slots)
+    others = [name for name in programs.names if name not in covering]
+    programs.compile_in_background(others)
+    if config.runtime.wait_for_buckets:
+        programs.wait()
+    elapsed = time.perf_counter() - started
+    progress(f"{programs.compiled} programs compiled, {programs.loaded} loaded, {programs.pending} more in the "
+             f"background; KV cache for {classes[0].classes[0].pages * PAGE_TOKENS} tokens; ready after {elapsed:.1f} s")
+    limits = ModelLimits(vocab_size=loaded.model.config.vocab_size, max_model_len=loaded.max_len,
+                         eos_token_ids=_eos(loaded))
+    ready = Ready(limits=limits, num_pages=tuple(c.classes[0].pages for c in classes), page_tokens=PAGE_TOKENS,
+                  max_num_seqs=loaded.shape.slots, startup_s=elapsed)
+    return EngineCore(scheduler, runner, programs, ready, _identity(config, functions), inbox, emit,
+                      config.cache.enable_prefix_caching)
+
+
+def _load(config: EngineConfig) -> Loaded:
+    folder = bundled.path() if config.model.model is None else resolve(config.model.model, config.model.revision)
+    device = _device(config)
+    on_gpu = device.platform == "gpu"
+    dtype = config.model.dtype
+    if dtype == "auto" and not on_gpu:
+        dtype = "float32"
+    model, params = load_model(folder, dtype, config.model.quantization)
+    longest = model.config.max_position
+    max_len = config.model.max_model_len or longest
+    if max_len > longest:
+        raise ConfigError(f"--max-model-len {max_len} is more than the {longest} positions of this model")
+    return Loaded(folder, model, params, on_gpu, max_len, EngineShape.of(config, max_len, on_gpu))
+
+
+def _device(config: EngineConfig) -> jax.Device:
+    wanted = config.runtime.device
+    device = jax.devices()[0]
+    if wanted != "auto" and device.platform != {"cpu": "cpu", "cuda": "gpu"}[wanted]:
+        raise ConfigError(f"--device {wanted}: jax runs on {device.platform} here; set JAX_PLATFORMS={wanted} before "
+                          f"jax starts, and install jaxserve[cuda] for GPUs")
+    if config.parallel.tensor_parallel_size != 1:
+        raise ConfigError(f"--tensor-parallel-size {config.parallel.tensor_parallel_size}: this version serves on one "
+                          f"device")
+    return device
+
+
+def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tuple[PageClasses, ...]]:
+    model, shape = loaded.model, loaded.shape
+    groups = model.kv_groups()
+    name = config.cache.kv_cache_dtype
+    if name == "auto":
+        name = "f32" if model.dtype == jnp.float32 else "bf16"
+    group_formats = tuple(formats.get(name) for _ in groups)
+    layout = SlotLayout(slots=shape.slots, max_len=shape.max_len, vocab=model.config.vocab_size,
+                        hidden_rows=shape.hidden_rows, hidden_dim=model.config.hidden, q=shape.q,
+                        dtype=model.dtype.name)
+    ctx = LinearContext(invariant_rows=INVARIANT_ROWS if config.runtime.batch_invariant else None)
+    speculative = config.speculative
+    proposer = None
+    if speculative.speculative_method == "ngram":
+        proposer = NGram(max_n=speculative.prompt_lookup_max, min_n=speculative.prompt_lookup_min)
+
+    def functions(classes: tuple[PageClasses, ...]) -> StepFunctions:
+        pages = [tuple(c.pages for c in group.classes) for group in classes]
+        kv: KVState = kv_shapes(groups, group_formats, pages, shape.slots, shape.max_len)
+        slots: Slots = sampling_state.shapes(layout)
+        return StepFunctions(model, shape, layout, ctx, proposer, _shapes(loaded.params), kv, slots)
+
+    def sized(memory: int) -> tuple[PageClasses, ...]:
+        return size_pages(memory, groups, group_formats, max_model_len=shape.max_len, max_chunk=shape.budget,
+                          max_num_seqs=shape.slots)
+
+    memory = config.cache.kv_cache_memory
+    if memory is None:
+        memory = _free_memory(config, functions, sized) if loaded.on_gpu else CPU_KV_BYTES
+    classes = sized(memory)
+    return functions(classes), classes
+
+
+def _free_memory(config: EngineConfig, functions: Callable, sized: Callable) -> int:
+    """Bytes of the GPU that are left for KV once the temporaries of the largest step are known.
+
+    Temporaries do not depend on the number of pages, so a program over the smallest pool tells them.
+    """
+    stats = jax.devices()[0].memory_stats()
+    limit = int(stats["bytes_limit"] * config.cache.gpu_memory_utilization)
+    free = limit - stats["bytes_in_use"]
+    probe: StepFunctions = functions(sized(free // 16))
+    largest = next(p for p in probe.programs() if p.name == probe.covering()[1])
+    temporaries = _temporaries(largest)
+    slots = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(probe.slots))
+    return free - 2 * temporaries - slots
+
+
+def _temporaries(program: Program) -> int:
+    compiled = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args).compile()
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def _shapes(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+
+
+def _scheduler(config: EngineConfig, shape: EngineShape, classes: tuple[PageClasses, ...]) -> Scheduler:
+    limits = Limits(
+        max_num_seqs=shape.slots,
+        max_num_batched_tokens=shape.budget,
+        max_model_len=shape.max_len,
+        max_tiles=shape.tiles[-1],
+        max_decode_rows=shape.decode[-1],
+        q=shape.q,
+        lag=1,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
+    )
+    try:
+        policy = policies.create(config.scheduler.scheduling_policy)
+    except KeyError as error:
+        raise ConfigError(f"--scheduling-policy {error}") from None
+    recorder = Recorder(config.runtime.record) if config.runtime.record else None
+    return Scheduler(policy, limits, classes, recorder=recorder)
+
+
+def _cache(config: EngineConfig, functions: StepFunctions) -> ExecutableCache | None:
+    where = config.runtime.compile_cache
+    if where == "none":
+        return None
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(where or f"{base}/jaxserve").expanduser() / "executables"
+    identity = repr((functions.model.config, functions.model.dtype, functions.shape, functions.slot_layout,
+                     functions.ctx, functions.proposer, functions.kv, jax.tree.structure(functions.params),
+                     jax.tree.leaves(functions.params)))
+    return ExecutableCache(folder, identity)
+
+
+def _identity(config: EngineConfig, functions: StepFunctions) -> str:
+    """What cached KV depends on beside the tokens."""
+    return repr((str(config.model.model), config.model.revision, config.model.quantization, functions.model.dtype.name,
+                 [f.name for f in functions.kv.formats]))
+
+
+def _eos(loaded: Loaded) -> tuple[int, ...]:
+    generation = read_generation_config(loaded.folder)
+    ids = {*loaded.model.config.eos_token_ids, *generation.eos_token_ids}
+    return tuple(sorted(i for i in ids if 0 <= i < loaded.model.config.vocab_size))
+
+
+def _describe(loaded: Loaded) -> str:
+    device = jax.devices()[0]
+    count = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(loaded.params))
+    return (f"{loaded.folder.name}: {loaded.model.config.architecture}, {count / 1e6:.1f} M parameters, "
+            f"{loaded.model.dtype.name}, {size / 2**20:.0f} MiB on {device.device_kind}; {loaded.max_len} positions")

@@ -1,0 +1,203 @@
+"""The engine core as a process of its own behind a Unix socket, so that HTTP and text never hold its interpreter lock.
+
+The front end's side (`ProcessClient`) imports no jax. The core's side is `python -m jaxserve.engine.process FD`: its
+socket end arrives as an inherited descriptor, the config as the first frame. Either side ends when the other is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.engine import wire
+from jaxserve.engine.client import DeltaSink, EngineDead
+from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.platform import select_platform
+from jaxserve.types import Cancel, Control, Deltas, Failed, FromCore, Ready, Request, Stats, Submit
+
+
+class ProcessClient:
+    """An EngineClient whose core is a child process. See client.EngineClient for the contract."""
+
+    def __init__(self, config: EngineConfig, on_progress: Callable[[str], None] = lambda _: None):
+        self._config = config
+        self._progress = on_progress
+        self._controls: dict[int, asyncio.Future[Stats]] = {}
+        self._child: subprocess.Popen | None = None
+        self._failure: str | None = None
+        self._closing = False
+
+    async def start(self, sink: DeltaSink) -> Ready:
+        self._sink = sink
+        loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[Ready] = loop.create_future()
+        self._failed: asyncio.Future[str] = loop.create_future()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "jaxserve.engine.process", str(theirs.fileno())]
+            # A session of its own: Ctrl-C reaches the front end alone, which decides how to end the core.
+            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                                           start_new_session=True)
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
+        config = msgspec.json.encode(self._config)
+        self._writer.write(wire.LENGTH.pack(len(config)) + config)
+        self._reading = loop.create_task(self._read(reader))
+        return await self._ready
+
+    def submit(self, request: Request) -> None:
+        self._send(Submit(request=request))
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        self._send(Cancel(ids=tuple(ids)))
+
+    async def control(self, verb: str) -> Stats:
+        token = max(self._controls, default=0) + 1
+        future = self._controls[token] = asyncio.get_running_loop().create_future()
+        self._send(Control(verb=verb, token=token))
+        return await future
+
+    @property
+    def failure(self) -> str | None:
+        return self._failure
+
+    async def wait_failed(self) -> str:
+        return await asyncio.shield(self._failed)
+
+    async def close(self, drain: float = 0.0) -> None:
+        if self._child is None or self._closing:
+            return
+        self._closing = True
+        self._writer.close()
+        try:
+            await asyncio.to_thread(self._child.wait, drain + 5.0)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            await asyncio.to_thread(self._child.wait)
+        self._reading.cancel()
+
+    def _send(self, message: Submit | Cancel | Control) -> None:
+        if self._failure is not None:
+            raise EngineDead(self._failure)
+        self._writer.write(wire.frame(message))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while (message := await wire.read_from_core(reader)) is not None:
+                self._receive(message)
+        except ValueError as error:
+            self._fail(f"the engine process sent something unreadable: {error}")
+            return
+        if not self._closing and self._failure is None and self._child is not None:
+            code = await asyncio.to_thread(self._child.wait)
+            self._fail(_cause_of(code))
+
+    def _receive(self, message: FromCore) -> None:
+        if isinstance(message, Deltas):
+            self._sink(message.deltas)
+        elif isinstance(message, Ready):
+            self._ready.set_result(message)
+        elif isinstance(message, Stats):
+            future = self._controls.pop(message.token, None)
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif isinstance(message, Failed):
+            self._fail(message.cause, refused=message.refused)
+
+    def _fail(self, cause: str, refused: bool = False) -> None:
+        self._failure = cause
+        if not self._ready.done():
+            self._ready.set_exception(ConfigError(cause) if refused else EngineDead(cause))
+        for future in self._controls.values():
+            future.set_exception(EngineDead(cause))
+        self._controls.clear()
+        if not self._failed.done():
+            self._failed.set_result(cause)
+
+
+def _cause_of(code: int) -> str:
+    if code < 0:
+        return f"the engine process was killed by signal {-code}"
+    return f"the engine process ended with code {code}; its last words are in the log above"
+
+
+class _Outbox:
+    """Frames written by a thread of their own, so that a slow reader never holds up a step."""
+
+    def __init__(self, sock: socket.socket):
+        self._sock = sock
+        self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, message: FromCore) -> None:
+        self._frames.put(wire.frame(message))
+
+    def close(self) -> None:
+        """Returns when everything has been written."""
+        self._frames.put(None)
+        self._thread.join()
+
+    def _write(self) -> None:
+        while (data := self._frames.get()) is not None:
+            try:
+                self._sock.sendall(data)
+            except OSError:
+                return
+
+
+def main(descriptor: int) -> int:
+    """The core's side: serves until the socket closes."""
+    sock = socket.socket(fileno=descriptor)
+    config = _read_config(sock)
+    if config is None:
+        return 0
+    inbox = Inbox()
+    outbox = _Outbox(sock)
+
+    def read() -> None:
+        try:
+            while (message := wire.read_to_core(sock)) is not None:
+                inbox.put(message)
+        except ValueError as error:
+            outbox.put(Failed(cause=f"unreadable message from the front end: {error}"))
+        inbox.put(Control(verb="shutdown"))
+
+    threading.Thread(target=read, name="inbox", daemon=True).start()
+    select_platform(config.runtime.device)
+    from jaxserve.engine.load import load_core
+
+    try:
+        core = load_core(config, inbox, outbox.put, lambda text: print(text, file=sys.stderr, flush=True))
+    except (ValueError, OSError) as error:
+        outbox.put(Failed(cause=str(error), refused=True))
+        outbox.close()
+        return 2
+    try:
+        core.run()
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        outbox.put(Failed(cause=f"{type(error).__name__}: {error}"))
+        outbox.close()
+        return 1
+    outbox.close()
+    return 0
+
+
+def _read_config(sock: socket.socket) -> EngineConfig | None:
+    head = wire.read_exactly(sock, wire.LENGTH.size)
+    body = None if head is None else wire.read_exactly(sock, wire.LENGTH.unpack(head)[0])
+    return None if body is None else msgspec.json.decode(body, type=EngineConfig)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,119 @@
+"""The declared set of device programs: what exists, what is compiled, which one a step takes. Knows no plans."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxserve.engine.executables import ExecutableCache, compile_counter
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function to be compiled for arguments of fixed shapes.
+
+    Attributes:
+        name: unique; says kind and bucket, e.g. `forward[16,0]`.
+        function: pure.
+        args: pytrees of jax.ShapeDtypeStruct (with shardings) or arrays.
+        donate: positions of arguments whose buffers the results take over.
+        out: pytree of the results' structure; leaves are never looked at.
+    """
+
+    name: str
+    function: Callable
+    args: tuple
+    donate: tuple[int, ...]
+    out: Any
+
+
+class ProgramSet:
+    """Compiles declared programs, now or in the background, and hands out what is ready."""
+
+    def __init__(self, cache: ExecutableCache | None, workers: int = 2):
+        self._cache = cache
+        self._ready: dict[str, Any] = {}
+        self._declared: dict[str, Program] = {}
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compile")
+        self._background: list[Future] = []
+        self._closing = threading.Event()
+        self.loaded = 0
+        self.compiled = 0
+
+    def declare(self, programs: Iterable[Program]) -> None:
+        for program in programs:
+            self._declared[program.name] = program
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of declaration."""
+        return tuple(self._declared)
+
+    def ready(self, name: str) -> Any | None:
+        """The executable, or None while it is not compiled."""
+        return self._ready.get(name)
+
+    def compile_now(self, names: Sequence[str]) -> None:
+        """Returns when all of `names` are ready."""
+        for future in [self._pool.submit(self._compile, name) for name in names]:
+            future.result()
+
+    def compile_in_background(self, names: Sequence[str], done: Callable[[], None] = lambda: None) -> None:
+        """Compiles in order of `names`; each is swapped in when it is done. `done` is called after the last."""
+        remaining = len(names)
+        lock = threading.Lock()
+
+        def one(name: str) -> None:
+            nonlocal remaining
+            if not self._closing.is_set():
+                try:
+                    self._compile(name)
+                except Exception:
+                    # A smaller bucket that fails to compile costs speed, not service: larger ones stand in for it.
+                    log.exception("compiling %s failed; larger buckets stand in for it", name)
+            with lock:
+                remaining -= 1
+                last = remaining == 0
+            if last:
+                done()
+
+        self._background = [self._pool.submit(one, name) for name in names]
+
+    def wait(self) -> None:
+        """Returns when the background is done."""
+        for future in self._background:
+            future.result()
+
+    @property
+    def pending(self) -> int:
+        return sum(not future.done() for future in self._background)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, name: str) -> None:
+        if name in self._ready:
+            return
+        program = self._declared[name]
+        start = time.perf_counter()
+        with compile_counter.declared():
+            executable = self._cache.load(name, program.args, program.out) if self._cache else None
+            if executable is not None:
+                self.loaded += 1
+            else:
+                executable = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args).compile()
+                self.compiled += 1
+                if self._cache:
+                    self._cache.store(name, executable)
+        self._ready[name] = executable
+        log.debug("%s ready after %.2f s", name, time.perf_counter() - start)

@@ -1,0 +1,180 @@
+"""From a plan to device programs: packs arrays, picks buckets, launches, fetches. Knows no scheduling and no text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxserve.engine.layout import blank_head_rows
+from jaxserve.engine.programs import ProgramSet
+from jaxserve.engine.sequence import Sequence
+from jaxserve.engine.shapes import fit
+from jaxserve.engine.step import COPIES, StepFunctions, copy_name, forward_name, head_name
+from jaxserve.kv.meta import ABSENT
+from jaxserve.kv.state import KVState
+from jaxserve.sampling.admit import pack_admit, pack_extras
+from jaxserve.sampling.bitmask import all_allowed
+from jaxserve.sampling.head import HeadVariant, Out, variant_for
+from jaxserve.sampling.logprobs import Logprobs
+from jaxserve.sampling.state import Slots
+from jaxserve.types import PAGE_TOKENS, Admit, Grant, Plan, Request, SeqId, Work
+
+
+@dataclass
+class Launched:
+    """A step on its way: what was asked, and the device arrays that will hold its results."""
+
+    plan: Plan
+    started: float
+    rows: list[SeqId] = field(default_factory=list)
+    """The sequence of each head row."""
+    out: Out | None = None
+    scores: list[tuple[Work, Logprobs]] = field(default_factory=list)
+
+
+class Runner:
+    """Owns the device state of an engine. Only the loop's thread may touch it: a donated handle is dead."""
+
+    def __init__(self, functions: StepFunctions, programs: ProgramSet, params: Any, kv: KVState, slots: Slots):
+        self._functions = functions
+        self._shape = functions.shape
+        self._programs = programs
+        self._params = params
+        self._kv = kv
+        self._slots = slots
+        self._tables = [np.full(table.shape, ABSENT, np.int32) for table in kv.tables]
+        self._no_masks: dict[int, jax.Array] = {}
+        self.padded_tokens = 0
+
+    def launch(self, plan: Plan, sequences: Mapping[SeqId, Sequence], now: float) -> Launched:
+        """Starts everything that `plan` asks for and returns at once."""
+        launched = Launched(plan, now)
+        self._copy(plan)
+        grants = self._admit(plan, sequences)
+        rows, tiles = self._forward_bucket(len(plan.decode), len(plan.prefill))
+        self._forward(plan, rows, tiles, grants)
+        self._score(plan, sequences, rows, launched)
+        self._head(plan, sequences, rows, launched)
+        return launched
+
+    def check(self, request: Request) -> None:
+        """ValueError if the slots cannot hold what `request` asks for."""
+        pack_extras(self._functions.slot_layout, request.params, (), request.banned)
+
+    # Parts of a launch, in order
+
+    def _copy(self, plan: Plan) -> None:
+        for group in range(len(self._tables)):
+            pairs = [(c.src, c.dst) for c in plan.pages.copies if c.group == group]
+            for first in range(0, len(pairs), COPIES):
+                packed = np.full((2, COPIES), ABSENT, np.int32)
+                part = pairs[first : first + COPIES]
+                packed[:, : len(part)] = np.array(part, np.int32).T
+                self._kv = self._call(copy_name(group), self._kv, packed)
+
+    def _admit(self, plan: Plan, sequences: Mapping[SeqId, Sequence]) -> list[Grant]:
+        """Fills the slots of admitted sequences; returns the grants that go with the forward's batch."""
+        fresh = {admit.slot for admit in plan.admits}
+        for slot in fresh:
+            for table in self._tables:
+                table[:, slot] = ABSENT
+        for g in plan.pages.grants:
+            self._tables[g.group][g.cls, g.slot, g.index] = g.page
+        for admit in plan.admits:
+            self._upload(admit, sequences[admit.seq])
+            self._upload_table(admit.slot)
+        return [g for g in plan.pages.grants if g.slot not in fresh] if fresh else list(plan.pages.grants)
+
+    def _upload(self, admit: Admit, sequence: Sequence) -> None:
+        request, layout = sequence.request, self._functions.slot_layout
+        packed = pack_admit(layout, sequence.tokens, sequence.prompt, request.params, sequence.choice, request.banned)
+        self._slots = self._call("admit", self._slots, _with_slot(admit.slot, packed))
+        extras = pack_extras(layout, request.params, sequence.eos, request.banned)
+        if extras is not None:
+            self._slots = self._call("extras", self._slots, _with_slot(admit.slot, extras))
+
+    def _upload_table(self, slot: int) -> None:
+        rows = [table[:, slot].reshape(-1) for table in self._tables]
+        self._kv = self._call("tables", self._kv, _with_slot(slot, np.concatenate(rows)))
+
+    def _forward(self, plan: Plan, rows: int, tiles: int, grants: list[Grant]) -> None:
+        layout = self._functions.forward_layout(rows, tiles)
+        if len(grants) > layout.grants:
+            for slot in {g.slot for g in grants}:
+                self._upload_table(slot)
+            grants = []
+        batch = layout.blank(self._shape.slots)
+        row_slots, tile_fields, grant_fields = layout.split(batch)
+        if plan.decode:
+            row_slots[: len(plan.decode)] = [work.slot for work in plan.decode]
+        if plan.prefill:
+            tile_fields[:, : len(plan.prefill)] = np.array([(w.slot, w.start, w.count) for w in plan.prefill], np.int32).T
+        if grants:
+            fields = [(g.slot, g.group, g.cls, g.index, g.page) for g in grants]
+            grant_fields[:, : len(grants)] = np.array(fields, np.int32).T
+        self._kv, self._slots = self._call(forward_name(rows, tiles), self._params, self._kv, self._slots, batch)
+        self.padded_tokens += rows * self._shape.q + tiles * PAGE_TOKENS
+
+    def _score(self, plan: Plan, sequences: Mapping[SeqId, Sequence], rows: int, launched: Launched) -> None:
+        for index, work in enumerate(plan.prefill):
+            if sequences[work.seq].wants_prompt_logprobs:
+                first = rows * self._shape.q + index * PAGE_TOKENS
+                packed = np.array([work.slot, work.start, first], np.int32)
+                launched.scores.append((work, self._call("score", self._params, self._slots, packed)))
+
+    def _head(self, plan: Plan, sequences: Mapping[SeqId, Sequence], rows: int, launched: Launched) -> None:
+        q = self._shape.q
+        sampling = [(i, work) for i, work in enumerate(plan.prefill) if work.samples]
+        needed = len(plan.decode) + len(sampling)
+        if not needed:
+            return
+        works = [*plan.decode, *(work for _, work in sampling)]
+        launched.rows = [work.seq for work in works]
+        variant = max(variant_for(sequences[seq].request.params, sequences[seq].generated) for seq in launched.rows)
+        bucket = self._head_bucket(needed, variant)
+        packed = blank_head_rows(bucket, q, self._shape.slots)
+        packed[:needed, 0] = [work.slot for work in works]
+        decoding = len(plan.decode)
+        packed[:decoding, 1:] = np.arange(decoding * q, dtype=np.int32).reshape(decoding, q)
+        base = rows * q - 1
+        packed[decoding:needed, 1:] = np.array([[base + i * PAGE_TOKENS + w.count] for i, w in sampling]).reshape(-1, 1)
+        masks = (self._allow_all(bucket),) if variant is HeadVariant.FULL else ()
+        name = head_name(bucket, variant)
+        self._slots, launched.out = self._call(name, self._params, self._slots, packed, *masks)
+
+    # Buckets
+
+    def _forward_bucket(self, rows: int, tiles: int) -> tuple[int, int]:
+        """The cheapest compiled bucket that holds the step."""
+        if tiles == 0:
+            wanted = [(d, 0) for d in self._shape.decode if d >= rows]
+        else:
+            enough = fit(self._shape.mixed_decode, rows)
+            wanted = [(enough, n) for n in self._shape.tiles if n >= tiles]
+        for bucket in wanted:
+            if self._programs.ready(forward_name(*bucket)) is not None:
+                return bucket
+        return self._shape.decode[-1], (self._shape.tiles[-1] if tiles else 0)
+
+    def _head_bucket(self, rows: int, variant: HeadVariant) -> int:
+        for bucket in self._shape.head_rows:
+            if bucket >= rows and self._programs.ready(head_name(bucket, variant)) is not None:
+                return bucket
+        raise LookupError(f"no compiled head holds {rows} rows")
+
+    def _call(self, name: str, *args: Any) -> Any:
+        return self._programs.ready(name)(*args)
+
+    def _allow_all(self, rows: int) -> jax.Array:
+        if rows not in self._no_masks:
+            words = all_allowed(self._functions.slot_layout.vocab)
+            self._no_masks[rows] = jax.device_put(np.tile(words, (rows, 1)))
+        return self._no_masks[rows]
+
+
+def _with_slot(slot: int, packed: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.array([slot], np.int32), packed])

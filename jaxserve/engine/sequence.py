@@ -1,0 +1,109 @@
+"""What the engine knows of a running sequence: its tokens, how far its output went, when it ends. Knows no device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxserve.engine.hashing import chain_root, extend_chain
+from jaxserve.types import PAGE_TOKENS, Delta, FinishReason, Request, SeqId, SeqResult, TokenLogprobs
+
+
+@dataclass
+class Sequence:
+    """One choice of a request. `tokens` is the prompt and everything generated so far."""
+
+    seq: SeqId
+    request: Request
+    choice: int
+    tokens: list[int]
+    eos: tuple[int, ...]
+    stops: frozenset[int]
+    max_new: int
+    arrived: float
+    chain: list[bytes] = field(default_factory=list)
+    root: bytes = b""
+    first_scheduled: float | None = None
+    cached_tokens: int = 0
+    sent: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    pending: list[int] = field(default_factory=list)
+    pending_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish: FinishReason | None = None
+    error: str | None = None
+
+    @property
+    def prompt(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt
+
+    def admitted(self, now: float, cached: int) -> None:
+        """It has a slot; counts for the first time only, a preempted sequence comes here again."""
+        if self.first_scheduled is None:
+            self.first_scheduled = now
+            self.cached_tokens = cached
+
+    def fail(self, why: str) -> None:
+        self.finish, self.error = FinishReason.ERROR, why
+
+    def start_chain(self, identity: str) -> tuple[bytes, ...]:
+        """Hashes of the full prompt pages."""
+        self.root = chain_root(identity, self.request.salt)
+        self.chain = extend_chain(self.root, self.tokens, 0, self.prompt // PAGE_TOKENS)
+        return tuple(self.chain)
+
+    def append(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> SeqResult:
+        """Takes the tokens that a step gave it, as far as they count, and says so to the scheduler."""
+        took = 0
+        for token in tokens:
+            if self.finish is not None or self.generated >= self.max_new:
+                break
+            self.tokens.append(token)
+            self.pending.append(token)
+            if logprobs is not None:
+                self.pending_logprobs.append(logprobs[took])
+            took += 1
+            if token in self.stops and self.generated > self.request.params.min_tokens:
+                self.finish = FinishReason.STOP
+        if self.finish is None and self.generated >= self.max_new:
+            self.finish = FinishReason.LENGTH
+        return SeqResult(seq=self.seq, tokens=took, finished=self.finish is not None, hashes=self._completed())
+
+    def _completed(self) -> tuple[bytes, ...]:
+        """Hashes of pages that became full of computed tokens: the KV of the newest token comes with the next step."""
+        if not self.root:
+            return ()
+        full = (len(self.tokens) - 1) // PAGE_TOKENS
+        known = len(self.chain)
+        if full <= known:
+            return ()
+        fresh = extend_chain(self.chain[-1] if self.chain else self.root, self.tokens, known, full - known)
+        self.chain.extend(fresh)
+        return tuple(fresh)
+
+    def take_delta(self) -> Delta | None:
+        """What the front end has not seen yet, or None."""
+        if not self.pending and self.finish is None:
+            return None
+        first = self.sent == 0
+        delta = Delta(
+            id=self.request.id,
+            choice=self.choice,
+            tokens=tuple(self.pending),
+            logprobs=tuple(self.pending_logprobs) if self.request.params.logprobs is not None else None,
+            finish=self.finish,
+            stop_token=self.pending[-1] if self.finish is FinishReason.STOP else None,
+            cached_tokens=self.cached_tokens if first else 0,
+            prompt_logprobs=tuple(self.prompt_logprobs) if first and self.prompt_logprobs is not None else None,
+            error=self.error,
+            queued_s=max(0.0, (self.first_scheduled or self.arrived) - self.arrived) if first else 0.0,
+        )
+        self.sent += 1
+        self.pending, self.pending_logprobs = [], []
+        return delta

@@ -1,0 +1,91 @@
+"""The static shapes of an engine: slots, rows, tiles and the buckets that programs are compiled for. Knows no jax."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.types import PAGE_TOKENS
+
+
+@dataclass(frozen=True)
+class EngineShape:
+    """`slots` sequences of up to `max_len` tokens; a step has up to `decode[-1]` rows of `q` tokens and `tiles[-1]`
+    prefill tiles of `PAGE_TOKENS` tokens. `decode` and `tiles` are the bucket sizes, rising."""
+
+    slots: int
+    max_len: int
+    q: int
+    decode: tuple[int, ...]
+    tiles: tuple[int, ...]
+
+    @property
+    def max_pages(self) -> int:
+        """Block-table entries of a sequence."""
+        return -(-self.max_len // PAGE_TOKENS)
+
+    @property
+    def hidden_rows(self) -> int:
+        """Rows of the activation buffer between forward and head."""
+        return self.decode[-1] * self.q + self.tiles[-1] * PAGE_TOKENS
+
+    @property
+    def budget(self) -> int:
+        """Tokens that the largest step computes."""
+        return self.tiles[-1] * PAGE_TOKENS
+
+    @property
+    def mixed_decode(self) -> tuple[int, ...]:
+        """Decode widths compiled together with tiles: a small one and the largest, so that buckets add."""
+        small = next((d for d in self.decode if d >= 4), self.decode[-1])
+        return tuple(sorted({small, self.decode[-1]}))
+
+    @property
+    def head_rows(self) -> tuple[int, ...]:
+        """Row buckets of `head`: the decode widths, and one that holds every row a step can sample."""
+        return tuple(sorted({*self.decode, self.decode[-1] + self.tiles[-1]}))
+
+    def forward_buckets(self) -> tuple[tuple[int, int], ...]:
+        """Every declared (decode rows, tiles), the covering pair first."""
+        pure = [(d, 0) for d in self.decode]
+        mixed = [(d, n) for n in self.tiles for d in self.mixed_decode]
+        covering = self.covering_buckets()
+        return (*covering, *(b for b in [*reversed(pure), *reversed(mixed)] if b not in covering))
+
+    def covering_buckets(self) -> tuple[tuple[int, int], ...]:
+        """The buckets that any step fits: compiled before the engine is ready."""
+        return (self.decode[-1], 0), (self.decode[-1], self.tiles[-1])
+
+    @classmethod
+    def of(cls, config: EngineConfig, max_len: int, on_gpu: bool) -> EngineShape:
+        """The shape that a config asks for.
+
+        Raises:
+            ConfigError: an option that contradicts another.
+        """
+        slots = config.scheduler.max_num_seqs or (256 if on_gpu else 32)
+        budget = config.scheduler.max_num_batched_tokens or (2048 if on_gpu else 512)
+        tiles_max = min(max(budget // PAGE_TOKENS, 1), -(-max_len // PAGE_TOKENS) * slots)
+        q = 1 + config.speculative.num_speculative_tokens if config.speculative.speculative_method else 1
+        decode = _buckets("decode-buckets", config.runtime.decode_buckets, slots, ratio=4)
+        tiles = _buckets("tile-buckets", config.runtime.tile_buckets, tiles_max, ratio=2)
+        return cls(slots=slots, max_len=max_len, q=q, decode=decode, tiles=tiles)
+
+
+def _buckets(name: str, given: tuple[int, ...], largest: int, ratio: int) -> tuple[int, ...]:
+    if given:
+        if min(given) < 1 or max(given) > largest:
+            raise ConfigError(f"--{name} {' '.join(map(str, given))} must lie between 1 and {largest}")
+        return tuple(sorted({*given, largest}))
+    sizes = {largest}
+    size = 1
+    while size < largest:
+        sizes.add(size)
+        size *= ratio
+    return tuple(sorted(sizes))
+
+
+def fit(sizes: tuple[int, ...], needed: int) -> int:
+    """The smallest bucket that holds `needed`."""
+    return sizes[bisect_left(sizes, needed)]

@@ -1,0 +1,184 @@
+"""The device programs of a step as pure functions: forward, head, admit, tables, copy, score. No Python state, no plans.
+
+    forward[rows, tiles](params, kv, slots, batch) -> (kv, slots)    embed, layers, KV writes; activations into slots
+    head[rows, variant](params, slots, rows, masks) -> (slots, out)  logits, masks, penalties, sample, log-probs
+    admit(slots, packed) -> slots                                    a sequence's tokens and parameters into its slot
+    tables(kv, packed) -> kv                                         a slot's whole block table
+    copy[n](kv, packed) -> kv                                        pages forked before a step
+    score(params, slots, packed) -> logprobs                         prompt log-probs of one tile
+
+`kv` and `slots` are donated by every program that returns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.engine.layout import ForwardLayout
+from jaxserve.engine.programs import Program
+from jaxserve.engine.shapes import EngineShape
+from jaxserve.kv import pages as kv_pages
+from jaxserve.kv.attention import attend_layer
+from jaxserve.kv.meta import build_meta
+from jaxserve.kv.state import KVState
+from jaxserve.models.model import Model
+from jaxserve.quant.linear import LinearContext
+from jaxserve.sampling.admit import admit, admit_extras, pack_admit_size
+from jaxserve.sampling.head import HeadVariant, Out, head
+from jaxserve.sampling.logprobs import Logprobs, prompt_logprobs
+from jaxserve.sampling.state import SlotLayout, Slots, decode_inputs, mask_words
+from jaxserve.speculative.proposer import Proposer
+from jaxserve.types import PAGE_TOKENS
+
+COPIES = 16
+"""Pages that one copy program moves; more copies are more launches."""
+
+
+@dataclass(frozen=True)
+class StepFunctions:
+    """Everything that is static about an engine's programs.
+
+    `params`, `kv`, `slots` are trees of jax.ShapeDtypeStruct: what the programs are compiled for.
+    """
+
+    model: Model
+    shape: EngineShape
+    slot_layout: SlotLayout
+    ctx: LinearContext
+    proposer: Proposer | None
+    params: Any
+    kv: KVState
+    slots: Slots
+
+    def forward_layout(self, rows: int, tiles: int) -> ForwardLayout:
+        return ForwardLayout.of(self.shape, len(self.kv.pools), rows, tiles)
+
+    # The functions
+
+    def forward(self, layout: ForwardLayout, params: Any, kv: KVState, slots: Slots, batch: jax.Array):
+        row_slots, (tile_slots, tile_starts, tile_counts), grants = layout.split(batch)
+        kv = _grant(kv, grants)
+        q = self.shape.q
+        row_tokens, row_positions, row_counts = decode_inputs(slots, row_slots, q)
+        offsets = jnp.arange(PAGE_TOKENS, dtype=jnp.int32)
+        tile_positions = tile_starts[:, None] + offsets
+        tile_tokens = slots.tokens.at[tile_slots[:, None], tile_positions].get(mode="fill", fill_value=0)
+        meta = build_meta(kv.tables, row_slots, row_positions[:, 0], row_counts, tile_slots, tile_starts, tile_counts)
+        groups = self._layer_groups()
+
+        def attend(layer: int, kv: KVState, q: jax.Array, k: jax.Array, v: jax.Array):
+            group, index = groups[layer]
+            return attend_layer(kv, group, index, q, k, v, meta, self.model.attention_spec(layer))
+
+        tokens = jnp.concatenate([row_tokens.reshape(-1), tile_tokens.reshape(-1)])
+        positions = jnp.concatenate([row_positions.reshape(-1), tile_positions.reshape(-1)])
+        hidden, kv = self.model.forward(params, tokens, positions, kv, attend, self.ctx)
+        buffer = jax.lax.dynamic_update_slice(slots.hidden, hidden.astype(slots.hidden.dtype), (0, 0))
+        return kv, replace(slots, hidden=buffer)
+
+    def head(self, variant: HeadVariant, params: Any, slots: Slots, rows: jax.Array, masks: jax.Array | None = None):
+        return head(self._logits(params), slots, rows, masks, variant, self.proposer)
+
+    def tables(self, kv: KVState, packed: jax.Array) -> KVState:
+        """packed: the slot, then its table of every group and class, [classes, max_pages] each."""
+        slot, rest = packed[0], packed[1:]
+        tables = []
+        for table in kv.tables:
+            size = table.shape[0] * table.shape[2]
+            row = rest[:size].reshape(table.shape[0], table.shape[2])
+            tables.append(table.at[:, slot].set(row, mode="drop"))
+            rest = rest[size:]
+        return replace(kv, tables=tuple(tables))
+
+    def copy(self, group: int, kv: KVState, packed: jax.Array) -> KVState:
+        """packed [2, COPIES]: source and target pages of `group`; padding targets are out of range."""
+        return kv.with_pool(group, kv_pages.copy_pages(kv.pools[group], packed[0], packed[1]))
+
+    def score(self, params: Any, slots: Slots, packed: jax.Array) -> Logprobs:
+        """packed: slot, first position and first activation row of a tile."""
+        return prompt_logprobs(self._logits(params), slots, packed[0], packed[1], packed[2])
+
+    def _logits(self, params: Any) -> Callable[[jax.Array], jax.Array]:
+        return lambda hidden: self.model.logits(params, hidden, self.ctx)
+
+    def _layer_groups(self) -> dict[int, tuple[int, int]]:
+        """Layer -> (KV group, index within it)."""
+        groups = self.model.kv_groups()
+        return {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
+
+    # The declared programs
+
+    def programs(self) -> list[Program]:
+        """Every program of the engine."""
+        kv, slots, params = self.kv, self.slots, self.params
+        tables = sum(table.shape[0] * table.shape[2] for table in kv.tables)
+        programs = [
+            Program("admit", _admit, (slots, _ints(1 + pack_admit_size(self.slot_layout))), (0,), slots),
+            Program("extras", _extras, (slots, _ints(1 + self.slot_layout.extras)), (0,), slots),
+            Program("tables", self.tables, (kv, _ints(1 + tables)), (0,), kv),
+            Program("score", self.score, (params, slots, _ints(3)), (), Logprobs(0)),
+        ]
+        for group in range(len(kv.pools)):
+            programs.append(Program(copy_name(group), partial(self.copy, group), (kv, _ints(2, COPIES)), (0,), kv))
+        for rows, tiles in self.shape.forward_buckets():
+            layout = self.forward_layout(rows, tiles)
+            args = (params, kv, slots, _ints(layout.size))
+            function = partial(self.forward, layout)
+            programs.append(Program(forward_name(rows, tiles), function, args, (1, 2), (kv, slots)))
+        words = mask_words(self.slot_layout.vocab)
+        for rows in self.shape.head_rows:
+            for variant in HeadVariant:
+                full = variant is HeadVariant.FULL
+                masks = (jax.ShapeDtypeStruct((rows, words), jnp.uint32),) if full else ()
+                args = (params, slots, _ints(rows, 1 + self.shape.q), *masks)
+                out = (slots, Out(0, Logprobs(0) if full else None))
+                programs.append(Program(head_name(rows, variant), partial(self.head, variant), args, (1,), out))
+        return programs
+
+    def covering(self) -> list[str]:
+        """Names of the programs with which every request can be served."""
+        heads = [head_name(self.shape.head_rows[-1], variant) for variant in HeadVariant]
+        forwards = [forward_name(*bucket) for bucket in self.shape.covering_buckets()]
+        copies = [copy_name(group) for group in range(len(self.kv.pools))]
+        return [*forwards, *heads, "admit", "extras", "tables", "score", *copies]
+
+
+def forward_name(rows: int, tiles: int) -> str:
+    return f"forward[{rows},{tiles}]"
+
+
+def head_name(rows: int, variant: HeadVariant) -> str:
+    return f"head[{rows},{variant.name.lower()}]"
+
+
+def copy_name(group: int) -> str:
+    return f"copy[{group}]"
+
+
+def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _admit(slots: Slots, packed: jax.Array) -> Slots:
+    """packed: the slot, then what pack_admit made."""
+    return admit(slots, packed[0], packed[1:])
+
+
+def _extras(slots: Slots, packed: jax.Array) -> Slots:
+    """packed: the slot, then what pack_extras made."""
+    return admit_extras(slots, packed[0], packed[1:])
+
+
+def _grant(kv: KVState, grants: jax.Array) -> KVState:
+    slots, groups, classes, indices, pages = grants
+    for group, table in enumerate(kv.tables):
+        # A grant for another group gets a slot that does not exist, so that this group's scatter drops it.
+        rows = jnp.where(groups == group, slots, table.shape[1])
+        kv = kv_pages.grant(kv, group, classes, rows, indices, pages)
+    return kv

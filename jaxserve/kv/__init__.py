@@ -1,0 +1,25 @@
+"""Device KV state: formats, pools and block tables, page movement, sizing."""
+
+from jaxserve.kv import dense as _dense  # registers bf16 and f32
+from jaxserve.kv.attention import attend_layer
+from jaxserve.kv.format import AttentionSpec, KVFormat, formats
+from jaxserve.kv.meta import ABSENT, Rows, StepMeta, build_meta
+from jaxserve.kv.sizing import DoesNotFitError, size_pages
+from jaxserve.kv.state import KVState, allocate, kv_shapes, kv_shardings
+
+__all__ = [
+    "ABSENT",
+    "AttentionSpec",
+    "DoesNotFitError",
+    "KVFormat",
+    "KVState",
+    "Rows",
+    "StepMeta",
+    "allocate",
+    "attend_layer",
+    "build_meta",
+    "formats",
+    "kv_shapes",
+    "kv_shardings",
+    "size_pages",
+]

@@ -1,0 +1,114 @@
+"""The KV format seam: what a format owns and how one is found by name. Knows no model, no scheduler, no transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+from jaxserve.kv.meta import Rows
+from jaxserve.types import KVGroup
+from pallas_kernels.merge import Attended
+
+Pool = Any
+"""The arrays of one group: a pytree whose leaves have the pages of one class as their first axis."""
+
+
+class AttentionSpec(Protocol):
+    """What attention needs to know of a layer. Models bring their own frozen value."""
+
+    @property
+    def scale(self) -> float: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def softcap(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class PageKind:
+    """A page class as its format declares it, before the number of pages is known."""
+
+    name: str
+    bytes: int
+    """Of one page, all layers of the group."""
+
+
+class KVFormat:
+    """How the KV of a group is stored, written and read.
+
+    A format is a frozen dataclass. Its pool is a pytree of arrays; every array's first axis is the pages of one class
+    and `kv_heads` is the axis that tensor parallelism shards, wherever it stands (`heads_axis`). Scheduling, prefix
+    sharing, tiers and transport never ask which format they carry.
+
+    Invariants: a pool holds finite values only (a masked key enters P V as 0 * value); `write` of a row or tile changes
+    no byte outside the positions it names; a page, once all its positions are written, is not written again.
+    """
+
+    name: ClassVar[str] = ""
+    sink_pages: int = 0
+    residual_pages: int = 0
+
+    def kinds(self, group: KVGroup) -> tuple[PageKind, ...]:
+        """The page classes of `group`: one if tokens are written in final form, two if full pages are sealed."""
+        raise NotImplementedError
+
+    def payload(self, group: KVGroup, pages: tuple[int, ...]) -> Any:
+        """Pytree of `jax.ShapeDtypeStruct`: the pool of `group` with `pages[c]` pages of class c."""
+        raise NotImplementedError
+
+    def heads_axis(self, group: KVGroup) -> Any:
+        """Pytree like `payload`: the axis of each array that holds kv_heads."""
+        raise NotImplementedError
+
+    def pages_held(self, pages: int) -> tuple[int, ...]:
+        """Pages of each class that a sequence holds at most while `pages` of its pages are live."""
+        raise NotImplementedError
+
+    def write_rows(self, pool: Pool, layer: int, k: jax.Array, v: jax.Array, rows: Rows) -> Pool:
+        """Stores k, v [rows, q_tokens, kv_heads, head_dim] of decode rows at their positions."""
+        raise NotImplementedError
+
+    def write_tiles(self, pool: Pool, layer: int, k: jax.Array, v: jax.Array, tiles: Rows) -> Pool:
+        """Stores k, v [tiles, page_tokens, kv_heads, head_dim] of prefill tiles, each within one page."""
+        raise NotImplementedError
+
+    def attend_rows(self, q: jax.Array, pool: Pool, layer: int, rows: Rows, spec: AttentionSpec) -> Attended:
+        """Attention of decode rows, q [rows, q_tokens, heads, head_dim], over all positions up to their own."""
+        raise NotImplementedError
+
+    def attend_tiles(self, q: jax.Array, pool: Pool, layer: int, tiles: Rows, spec: AttentionSpec) -> Attended:
+        """Attention of prefill tiles, q [tiles, page_tokens, heads, head_dim]."""
+        raise NotImplementedError
+
+
+class Registry:
+    """KV formats by name."""
+
+    def __init__(self) -> None:
+        self._formats: dict[str, Callable[[], KVFormat]] = {}
+
+    def register(self, name: str) -> Callable[[type[KVFormat]], type[KVFormat]]:
+        """Class decorator: the format is known as `name`. ValueError if the name is taken."""
+
+        def add(cls: type[KVFormat]) -> type[KVFormat]:
+            if name in self._formats:
+                raise ValueError(f"KV format {name!r} is registered twice.")
+            self._formats[name] = cls
+            return cls
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._formats))
+
+    def get(self, name: str, **options: Any) -> KVFormat:
+        """The format called `name`. ValueError, with the known names, if there is none."""
+        if name not in self._formats:
+            raise ValueError(f"--kv-cache-dtype {name} is not known; choose one of {', '.join(self.names())}.")
+        return self._formats[name](**options)
+
+
+formats = Registry()

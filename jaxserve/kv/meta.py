@@ -1,0 +1,88 @@
+"""What attention and KV writes need to know of a step, computed once per step. Knows no format, no model, no request.
+
+A step has D decode rows of q tokens and N prefill tiles of PAGE_TOKENS tokens. A row's tokens have consecutive
+positions within one page, and so do a tile's. Padding rows and tiles have count 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.types import PAGE_TOKENS
+
+ABSENT = 1 << 30
+"""Page id of a table entry without a page: beyond every pool, so scatters drop it. Never -1: negative indices wrap."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """The decode rows or the prefill tiles of a step, as one KV group sees them.
+
+    positions: int32 [rows], of the first token; -1 for padding. counts: int32 [rows], tokens to write; 0 for padding.
+    tables: int32 [classes, rows, max_pages], page ids by page class; an id out of range is absent.
+    pages: int32 [rows], the class-0 page that takes the row's tokens, ABSENT for padding. offsets: int32 [rows], the
+    first token's place in it.
+    """
+
+    positions: jax.Array
+    counts: jax.Array
+    tables: jax.Array
+    pages: jax.Array
+    offsets: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepMeta:
+    """`decode[g]` and `tiles[g]` are the step's rows and tiles for group g; an empty section has no entries."""
+
+    decode: tuple[Rows, ...]
+    tiles: tuple[Rows, ...]
+
+
+def build_meta(
+    tables: Sequence[jax.Array],
+    decode_slots: jax.Array,
+    decode_positions: jax.Array,
+    decode_counts: jax.Array,
+    tile_slots: jax.Array,
+    tile_positions: jax.Array,
+    tile_counts: jax.Array,
+) -> StepMeta:
+    """StepMeta from int32 arrays of D rows and N tiles; `tables[g]` is int32 [classes, slots, max_pages].
+
+    A row or tile with count 0 is padding: its slot and position may hold anything.
+    """
+    return StepMeta(
+        decode=_sections(tables, decode_slots, decode_positions, decode_counts),
+        tiles=_sections(tables, tile_slots, tile_positions, tile_counts),
+    )
+
+
+def _sections(
+    tables: Sequence[jax.Array], slots: jax.Array, positions: jax.Array, counts: jax.Array
+) -> tuple[Rows, ...]:
+    if slots.shape[0] == 0:
+        return ()
+    live = counts > 0
+    positions = jnp.where(live, positions, -1)
+    index = jnp.where(live, positions // PAGE_TOKENS, 0)
+    rows = []
+    for table in tables:
+        own = table.at[:, slots].get(mode="clip")
+        page = jnp.take_along_axis(own[0], index[:, None], axis=1, mode="clip")[:, 0]
+        rows.append(
+            Rows(
+                positions=positions,
+                counts=counts,
+                tables=own,
+                pages=jnp.where(live, page, ABSENT),
+                offsets=jnp.where(live, positions % PAGE_TOKENS, 0),
+            )
+        )
+    return tuple(rows)

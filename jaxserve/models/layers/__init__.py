@@ -1,0 +1,1 @@
+"""Parts that every decoder is made of."""

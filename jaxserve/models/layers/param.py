@@ -1,0 +1,18 @@
+"""Parameters of a module: shape, dtype, logical axis names and how training starts them."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+Axes = tuple[str | None, ...]
+
+
+def param(shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype, init: str) -> nnx.Param:
+    """A parameter with its logical `axes` (one name a dimension, None: never sharded).
+
+    `init`: "matrix" (normal, 1/sqrt(in)), "residual" (the same, further divided by sqrt(2 layers): it writes to the
+    residual stream), "embedding" (normal, 0.02), "one", "zero". Modules are only ever built abstractly, so the zeros
+    are never allocated.
+    """
+    return nnx.Param(jnp.zeros(shape, dtype), axes=axes, init=init)

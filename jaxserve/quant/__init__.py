@@ -1,0 +1,17 @@
+"""Weight formats and the one matrix product. Knows nothing of models, checkpoints or requests."""
+
+from jaxserve.quant.formats import Int8, WeightFormat, dequantize, quantize, weight_format, weight_formats
+from jaxserve.quant.linear import LinearContext, linear
+from jaxserve.quant.qtensor import QTensor
+
+__all__ = [
+    "Int8",
+    "LinearContext",
+    "QTensor",
+    "WeightFormat",
+    "dequantize",
+    "linear",
+    "quantize",
+    "weight_format",
+    "weight_formats",
+]

@@ -1,0 +1,25 @@
+"""What stands for a quantized weight in a parameter tree. Knows nothing of how codes are made or multiplied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QTensor:
+    """A weight matrix [in, out] as codes and one metadata leaf.
+
+    Attributes:
+        codes: integer codes, shape and packing as the format defines (int8: [in, out]).
+        scale: float32 metadata, shape as the format defines (int8: [out]). One leaf, because dispatch time grows with
+            the number of leaves.
+        format: name of the weight format that made it; static.
+    """
+
+    codes: Any
+    scale: Any
+    format: str = field(metadata={"static": True})

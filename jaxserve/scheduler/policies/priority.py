@@ -1,0 +1,60 @@
+"""Priority classes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+from jaxserve.scheduler.policies import register
+from jaxserve.scheduler.policy import Evict, Policy
+from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.view import SeqView, View
+from jaxserve.types import Abort, Arrive, Event, StepDone
+
+_key = attrgetter("priority", "order")
+
+
+@register("priority")
+class Priority(Policy):
+    """Lower `priority` first (vLLM's convention), order of arrival within one; otherwise like Sarathi.
+
+    A waiting sequence displaces residents of a worse class, never of its own.
+    """
+
+    displaces = True
+
+    def __init__(self) -> None:
+        self._queue: list[SeqView] = []
+
+    def on_event(self, event: Event, view: View) -> None:
+        if isinstance(event, Arrive):
+            seq = view.get(event.seq)
+            if seq is not None:
+                insort(self._queue, seq, key=_key)
+        elif isinstance(event, StepDone):
+            if any(result.finished for result in event.results):
+                self._purge(view)
+        elif isinstance(event, Abort):
+            self._purge(view)
+
+    def rank(self, view: View) -> Iterator[SeqView]:
+        residents = sorted(view.residents(), key=_key)
+        yield from (seq for seq in residents if seq.phase is Phase.DECODE)
+        yield from (seq for seq in residents if seq.phase is Phase.PREFILL)
+        for seq in self._queue:
+            if not view.admitting:
+                return
+            if seq.ready:
+                yield seq
+
+    def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
+        if want.resident:
+            return Evict.RECOMPUTE if _key(victim) > _key(want) else None
+        return Evict.RECOMPUTE if victim.priority > want.priority else None
+
+    def victims(self, view: View) -> Iterator[SeqView]:
+        return iter(sorted(view.residents(), key=_key, reverse=True))
+
+    def _purge(self, view: View) -> None:
+        self._queue = [seq for seq in self._queue if view.get(seq.id) is not None]

@@ -1,0 +1,90 @@
+"""The policy seam: who computes next, how much, who yields. A policy knows no clock, randomness, device or page ids.
+
+A policy is a state machine over the event stream, so the same object runs in the engine and in the simulator, and a
+replay restores it. `build_plan` makes its answers feasible; a policy cannot overdraw anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Set
+from enum import Enum
+from typing import Any, ClassVar
+
+from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.view import Budget, SeqView, View
+from jaxserve.types import Event, Move, SeqId
+
+
+class Evict(Enum):
+    """How a victim gives up its pages. RECOMPUTE drops them: it prefills prompt and output again later."""
+
+    RECOMPUTE = "recompute"
+
+
+class Policy:
+    """Answers the plan builder's questions. The defaults serve every policy that follows arrival order.
+
+    Constructor arguments are kept as attributes of the same name: the record of a run holds them.
+    """
+
+    name: ClassVar[str] = ""
+    """Set by `policies.register`."""
+    displaces: ClassVar[bool] = False
+    """Whether a waiting sequence may evict residents (through `may_preempt`) to get in. Where False, pages are taken
+    from a resident only when they have run out for another resident."""
+    skips_misfits: ClassVar[bool] = False
+    """Whether sequences behind one that does not fit are admitted before it."""
+
+    def on_event(self, event: Event, view: View) -> None:
+        """Called after the scheduler has applied `event`: a sequence that finished with it is no longer in the view."""
+
+    def rank(self, view: View) -> Iterator[SeqView]:
+        """Sequences in the order in which they get their share of the step. Lazy; whoever is left out is held back.
+
+        The builder stops when the step is full. `view.admitting` turns False when no further sequence can be admitted;
+        `view.waiting()` ends then.
+        """
+        raise NotImplementedError
+
+    def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
+        """Tokens that `seq` should compute in this step; 0 is none.
+
+        Any positive number gives a DECODE sequence one row. For a prefill the builder cuts it to what fits and to a
+        page boundary, unless it reaches the end of the prompt.
+        """
+        return seq.remaining if seq.resident else seq.known
+
+    def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
+        """Whether `victim` may lose its place for `want`. By default pages that ran out are taken from later arrivals."""
+        return Evict.RECOMPUTE if want.resident and victim.order > want.order else None
+
+    def victims(self, view: View) -> Iterator[SeqView]:
+        """Residents, the one to evict first in front."""
+        return view.newest_residents()
+
+    def residency(self, view: View, planned: Set[SeqId]) -> Iterable[Move]:
+        """Pages to move between tiers besides the step. `planned`: sequences with work in it."""
+        return ()
+
+    def next_wake(self, view: View) -> float | None:
+        """When `rank` may answer differently although no event has come; None: never."""
+        return None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Constructor arguments, by name."""
+        if type(self).__init__ is object.__init__:
+            return {}
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+
+def decodes(view: View) -> Iterator[SeqView]:
+    """Residents that generate, in order of arrival."""
+    return (seq for seq in view.residents() if seq.phase is Phase.DECODE)
+
+
+def prefills(view: View) -> Iterator[SeqView]:
+    """Residents whose prompt is partly computed, in order of arrival."""
+    return (seq for seq in view.residents() if seq.phase is Phase.PREFILL)

@@ -1,0 +1,168 @@
+"""One sequence as the scheduler sees it: its state and the algebra of its lengths. Knows nothing of pools and policies.
+
+Lengths are counts of tokens. What the host knows lags behind what the device did, so a running sequence has bounds:
+
+    computed <= known <= length_min <= length_max
+
+`known` is the prompt and every generated token that a StepDone reported. Each row in flight appends between one token
+and its width (a row that appends none belongs to a sequence that has finished), which gives the two bounds. `computed`
+counts leading tokens whose KV is, or with the steps already planned will be, in the sequence's pages.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from jaxserve.types import PAGE_TOKENS, Arrive, SeqId
+
+NO_SLOT = -1
+NEVER = 1 << 62
+
+
+class Phase(Enum):
+    """WAITING sequences hold no slot and no page. PREFILL and DECODE are resident."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Table:
+    """One group's pages of a sequence, by position // PAGE_TOKENS: (class, page), or None behind the window."""
+
+    __slots__ = ("first", "refs")
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.refs: list[tuple[int, int] | None] = []
+
+
+class Seq:
+    """State of one sequence. Written by `Roster`, `Pages` and the plan builder; policies read it as `SeqView`."""
+
+    __slots__ = (
+        "arrival",
+        "computed",
+        "end",
+        "family",
+        "forkable_from",
+        "hashes",
+        "id",
+        "known",
+        "max_new",
+        "order",
+        "parked",
+        "pending_rows",
+        "pending_tokens",
+        "phase",
+        "preemptions",
+        "priority",
+        "prompt",
+        "published",
+        "release_at",
+        "slot",
+        "step",
+        "table_end",
+        "tables",
+        "target",
+        "tenant",
+        "whole_prompt",
+    )
+
+    def __init__(self, arrive: Arrive, order: int, groups: int, max_model_len: int) -> None:
+        self.id: SeqId = arrive.seq
+        self.order = order
+        """Rank of arrival; unique."""
+        self.arrival = arrive.now
+        self.prompt = arrive.prompt
+        self.max_new = arrive.max_new
+        self.end = min(arrive.prompt + arrive.max_new, max_model_len)
+        """Length at which it has finished at the latest."""
+        self.priority = arrive.priority
+        self.tenant = arrive.tenant
+        self.whole_prompt = arrive.whole_prompt
+        self.hashes = list(arrive.hashes)
+        """Chain hashes: entry j belongs to tokens [0, (j + 1) * PAGE_TOKENS)."""
+        self.family: list[Seq] = [self]
+        """Unfinished choices of one request, shared by all of them."""
+        self.parked = False
+        """Waits for the family to have the prompt computed."""
+
+        self.phase = Phase.WAITING
+        self.slot = NO_SLOT
+        self.known = arrive.prompt
+        self.target = arrive.prompt
+        """Tokens to prefill before the first sample of this residence: prompt and what was generated before it."""
+        self.computed = 0
+        self.pending_rows = 0
+        self.pending_tokens = 0
+        self.preemptions = 0
+        self.step = -1
+        """Last step that planned or preempted it."""
+        self.forkable_from = NEVER
+        """First step before which the whole prompt is computed, in this residence."""
+
+        self.tables = tuple(Table() for _ in range(groups))
+        self.table_end = 0
+        """Entries of every table: positions below table_end * PAGE_TOKENS were granted."""
+        self.release_at = NEVER
+        """`length_min` from which a windowed group can free a page."""
+        self.published = 0
+        """Leading pages offered to the prefix index."""
+
+    @property
+    def generated(self) -> int:
+        return self.known - self.prompt
+
+    @property
+    def remaining(self) -> int:
+        """Tokens left to prefill."""
+        return self.target - self.computed
+
+    @property
+    def resident(self) -> bool:
+        return self.phase is not Phase.WAITING
+
+    @property
+    def ready(self) -> bool:
+        """Waits, and nothing but room is missing: no row in flight, no prompt of its family outstanding."""
+        return self.phase is Phase.WAITING and not self.parked and not self.pending_rows
+
+    @property
+    def length_min(self) -> int:
+        return self.known + self.pending_rows
+
+    @property
+    def length_max(self) -> int:
+        return self.known + self.pending_tokens
+
+    @property
+    def chain_pages(self) -> int:
+        """Leading pages whose content is computed and has a name."""
+        return min(self.computed // PAGE_TOKENS, len(self.hashes))
+
+    def leave(self, step: int) -> None:
+        """Back to WAITING without pages (the caller freed them); rows in flight still count when they report."""
+        self.phase = Phase.WAITING
+        self.slot = NO_SLOT
+        self.computed = 0
+        self.forkable_from = NEVER
+        self.preemptions += 1
+        self.step = step
+
+    def sampling(self, width: int, step: int) -> None:
+        """A row or last tile of `step` will append 1..width tokens."""
+        self.pending_rows += 1
+        self.pending_tokens += width
+        self.step = step
+
+    def sampled(self, tokens: int, width: int) -> None:
+        """A row of that width reported `tokens`."""
+        self.pending_rows -= 1
+        self.pending_tokens -= width
+        self.known += tokens
+        if self.phase is Phase.DECODE and self.known > self.computed:
+            self.computed = self.known - 1  # the newest token's KV is computed by the next row
+
+    def __repr__(self) -> str:
+        return f"Seq({self.id}, {self.phase.value}, slot={self.slot}, computed={self.computed}, known={self.known})"

@@ -1,0 +1,110 @@
+"""What a policy may see: live and read-only, nothing is copied. Knows no page ids and no device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from jaxserve.scheduler.limits import Limits
+from jaxserve.scheduler.pages import Pages
+from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.roster import Roster
+from jaxserve.types import PageClasses, SeqId
+
+
+class SeqView(Protocol):
+    """One unfinished sequence. Lengths are counts of tokens; see request.py for their algebra."""
+
+    @property
+    def id(self) -> SeqId: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def arrival(self) -> float: ...
+    @property
+    def prompt(self) -> int: ...
+    @property
+    def max_new(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def phase(self) -> Phase: ...
+    @property
+    def resident(self) -> bool: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def known(self) -> int: ...
+    @property
+    def generated(self) -> int: ...
+    @property
+    def computed(self) -> int: ...
+    @property
+    def target(self) -> int: ...
+    @property
+    def remaining(self) -> int: ...
+    @property
+    def preemptions(self) -> int: ...
+
+
+class Budget:
+    """What is left of the step being planned. `tokens` are what the step costs: 64 a tile, q a row."""
+
+    __slots__ = ("rows", "tiles", "tokens")
+
+    def __init__(self, limits: Limits) -> None:
+        self.rows = limits.max_decode_rows
+        self.tiles = limits.max_tiles
+        self.tokens = limits.max_num_batched_tokens
+
+
+class View:
+    """The scheduler's state now. A policy keeps what else it needs in indexes of its own."""
+
+    __slots__ = ("_pages", "_roster", "admitting", "cost", "groups", "limits", "now", "step")
+
+    def __init__(self, roster: Roster, pages: Pages, limits: Limits, groups: tuple[PageClasses, ...]) -> None:
+        self._roster = roster
+        self._pages = pages
+        self.limits = limits
+        self.groups = groups
+        self.now = 0.0
+        """Time of the latest event, in seconds."""
+        self.step = 0
+        """The step that is being planned, or the next one."""
+        self.cost: Mapping[str, float] = {}
+        """Parameters of the cost model, as CostUpdate events brought them."""
+        self.admitting = True
+        """Whether the plan being made can still admit a sequence."""
+
+    def get(self, seq: SeqId) -> SeqView | None:
+        """None once it has finished."""
+        return self._roster.seqs.get(seq)
+
+    def residents(self) -> Iterator[SeqView]:
+        """Sequences with a slot and pages, in order of arrival."""
+        return iter(self._roster.residents)
+
+    def newest_residents(self) -> Iterator[SeqView]:
+        return reversed(self._roster.residents)
+
+    def waiting(self) -> Iterator[SeqView]:
+        """Sequences that could start, in order of arrival, as long as the plan admits any."""
+        for seq in self._roster.waiting():
+            if not self.admitting:
+                return
+            yield seq
+
+    @property
+    def num_residents(self) -> int:
+        return len(self._roster.residents)
+
+    @property
+    def num_waiting(self) -> int:
+        return self._roster.num_waiting
+
+    def free(self, group: int) -> int:
+        """Pages that could be granted: free ones and cached ones nobody holds."""
+        return self._pages.available(group)

@@ -1,0 +1,169 @@
+"""Prometheus metrics under vLLM's names: what this process observes of requests, and what the engine reports.
+
+Everything is observed on the event loop's thread, so the histograms need no locks: observing one costs a bisection.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.samples import Sample
+
+from jaxserve.types import Stats
+
+PREFIX = "jaxserve:"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_TTFT_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+_TOKEN_S = (.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_REQUEST_S = (.01, .05, .1, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+_TOKENS = tuple(base * 10**power for power in range(6) for base in (1, 2, 5))
+_CHOICES = (1, 2, 5, 10, 20, 50, 100)
+
+
+class Histogram:
+    """Counts of values by upper bound."""
+
+    def __init__(self, help: str, bounds: Iterable[float]):
+        self.help = help
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def family(self, name: str, labels: Mapping[str, str]) -> HistogramMetricFamily:
+        edges = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        family = HistogramMetricFamily(name, self.help, labels=list(labels))
+        family.add_metric(list(labels.values()), list(zip(edges, accumulate(self.counts), strict=True)), self.sum)
+        return family
+
+
+class Metrics:
+    """What a server has seen since it started."""
+
+    def __init__(self, model_name: str, compat: str | None = None):
+        """`compat`: also export every metric under this prefix (`vllm`)."""
+        self._labels = {"model_name": model_name, "engine": "0"}
+        self._prefixes = (PREFIX, f"{compat}:") if compat else (PREFIX,)
+        self.time_to_first_token = Histogram("Time from arrival to the first token.", _TTFT_S)
+        self.inter_token = Histogram("Time between deliveries of tokens of a choice.", _TOKEN_S)
+        self.per_output_token = Histogram("Mean time per token after the first, by request.", _TOKEN_S)
+        self.e2e = Histogram("Time from arrival to the last token.", _REQUEST_S)
+        self.queue = Histogram("Time from arrival to the first step that computed for the request.", _REQUEST_S)
+        self.prefill = Histogram("Time from that step to the first token.", _REQUEST_S)
+        self.decode = Histogram("Time from the first token to the last.", _REQUEST_S)
+        self.prompt_tokens = Histogram("Tokens in prompts.", _TOKENS)
+        self.generation_tokens = Histogram("Tokens generated, by request.", _TOKENS)
+        self.max_tokens = Histogram("Tokens asked for at most, by request.", _TOKENS)
+        self.choices = Histogram("Choices asked for, by request.", _CHOICES)
+        self.finished: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.aborted_by_client = 0
+
+    def _histograms(self) -> dict[str, Histogram]:
+        return {
+            "time_to_first_token_seconds": self.time_to_first_token,
+            "inter_token_latency_seconds": self.inter_token,
+            "request_time_per_output_token_seconds": self.per_output_token,
+            "e2e_request_latency_seconds": self.e2e,
+            "request_queue_time_seconds": self.queue,
+            "request_prefill_time_seconds": self.prefill,
+            "request_decode_time_seconds": self.decode,
+            "request_prompt_tokens": self.prompt_tokens,
+            "request_generation_tokens": self.generation_tokens,
+            "request_params_max_tokens": self.max_tokens,
+            "request_params_n": self.choices,
+        }
+
+    def render(self, engine: Stats | None) -> bytes:
+        """The text exposition format. `engine` None: the engine is gone, only this process's numbers are left."""
+        families = [histogram.family(name, self._labels) for name, histogram in self._histograms().items()]
+        families += [self._counter("request_success", "Choices that ended, by reason.", "finished_reason", self.finished),
+                     self._counter("admission_rejections", "Requests refused because the server was full or closing.",
+                                   "reason", self.rejected)]
+        if engine is not None:
+            families += engine_families(engine, self._labels)
+        return generate_latest(_Prefixed(families, self._prefixes))
+
+    def _counter(self, name: str, help: str, label: str, counts: Mapping[str, int]) -> Metric:
+        family = CounterMetricFamily(name, help, labels=[*self._labels, label])
+        for value, count in sorted(counts.items()):
+            family.add_metric([*self._labels.values(), value], count)
+        return family
+
+
+class _Prefixed:
+    """Families under each of several prefixes, as a collector that `generate_latest` takes."""
+
+    def __init__(self, families: Iterable[Metric], prefixes: Iterable[str]):
+        self._families = list(families)
+        self._prefixes = tuple(prefixes)
+
+    def collect(self) -> Iterator[Metric]:
+        for prefix in self._prefixes:
+            for family in self._families:
+                renamed = Metric(prefix + family.name, family.documentation, family.type)
+                renamed.samples = [Sample(prefix + s.name, s.labels, s.value) for s in family.samples]
+                yield renamed
+
+
+HELP = {
+    "num_requests_running": "Sequences that hold a slot of the engine.",
+    "num_requests_waiting": "Sequences that wait for a slot.",
+    "kv_cache_usage_perc": "Share of KV pages in use; 1 is all.",
+    "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
+    "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
+    "num_preemptions": "Sequences that lost their pages and were computed again.",
+    "prompt_tokens": "Prompt tokens computed or found in the cache.",
+    "generation_tokens": "Tokens generated.",
+    "iteration_tokens_total": "Tokens computed in a step.",
+    "spec_decode_num_drafts": "Times tokens were proposed.",
+    "spec_decode_num_draft_tokens": "Tokens proposed.",
+    "spec_decode_num_accepted_tokens": "Proposed tokens that were accepted.",
+    "corrupted_requests": "Requests that ended because their logits were not finite.",
+}
+_KEY = re.compile(r'(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<label>\w+)="(?P<value>[^"]*)"\})?')
+
+
+def engine_families(stats: Stats, labels: Mapping[str, str]) -> list[Metric]:
+    """Families of an engine's statistics. A key may carry one label (`name{reason="pages"}`); `name_bucket{le="8"}`
+    counters with `name_sum` make a histogram."""
+    families: dict[str, Metric] = {}
+    buckets: dict[str, dict[float, float]] = defaultdict(dict)
+    sums: dict[str, float] = {}
+    names = {key: _KEY.fullmatch(key) for key in (*stats.counters, *stats.gauges)}
+    histograms = {m["name"].removesuffix("_bucket") for m in names.values() if m and m["label"] == "le"}
+    for values, kind in ((stats.counters, CounterMetricFamily), (stats.gauges, GaugeMetricFamily)):
+        for key, value in values.items():
+            match = names[key]
+            if match is None:
+                continue
+            name = match["name"]
+            if match["label"] == "le":
+                buckets[name.removesuffix("_bucket")][float(match["value"])] = value
+                continue
+            if name.removesuffix("_sum") in histograms:
+                sums[name.removesuffix("_sum")] = value
+                continue
+            if name.removesuffix("_count") in histograms:
+                continue
+            own = {match["label"]: match["value"]} if match["label"] else {}
+            base = name.removesuffix("_total") if kind is CounterMetricFamily else name
+            if base not in families:
+                families[base] = kind(base, HELP.get(base, base.replace("_", " ") + "."), labels=[*labels, *own])
+            families[base].add_metric([*labels.values(), *own.values()], value)  # type: ignore[attr-defined]
+    for name, counts in buckets.items():
+        edges = [("+Inf" if bound == float("inf") else str(bound), count) for bound, count in sorted(counts.items())]
+        family = HistogramMetricFamily(name, HELP.get(name, name), labels=list(labels))
+        family.add_metric(list(labels.values()), edges, sums.get(name, 0.0))
+        families[name] = family
+    return list(families.values())

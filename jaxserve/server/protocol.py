@@ -1,0 +1,345 @@
+"""Request bodies: what may be said, in which types. Knows OpenAI's and vLLM's fields; knows no model, no limits of one.
+
+Types are strict (no "0.5" for a number, no true for 1) and numbers finite. A field that OpenAI or vLLM define and that is
+not supported is refused unless it has its default value; a field that nobody defines is kept aside and named in a response
+header. Ranges that depend on the model are checked where parameters are resolved (text/params.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+
+from jaxserve.server.errors import ApiError, invalid
+from jaxserve.server.limits import MAX_PROMPTS
+from jaxserve.types import SamplingParams
+
+B = TypeVar("B", bound="Body")
+
+Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Strings = Annotated[list[str], Field(fail_fast=True)]
+Ints = Annotated[list[Int], Field(fail_fast=True)]
+Prompt = str | list[int]
+
+_TOKEN_ARRAY = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_PROMPT_SCHEMA = {"anyOf": [
+    {"type": "string", "minLength": 1},
+    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"type": "string", "minLength": 1}},
+    _TOKEN_ARRAY,
+    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _TOKEN_ARRAY},
+]}
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    """OpenAI's four spellings of prompts as one list of strings or token ids."""
+    wanted = "a string, a list of strings, a list of token ids or a list of such lists"
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"must be {wanted}, and not empty")
+    kinds = set(map(type, value))
+    if kinds == {int}:
+        return [value]
+    if len(value) > MAX_PROMPTS:
+        raise ValueError(f"holds {len(value)} prompts; at most {MAX_PROMPTS} fit in one request")
+    if kinds == {str}:
+        return value
+    if kinds == {list} and all(set(map(type, ids)) == {int} for ids in value):
+        return value
+    raise ValueError(f"must be {wanted}; lists must not be empty and must not mix types")
+
+
+def _logit_bias(value: Any) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("must be an object that maps token ids to biases")
+    result = {}
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 19):
+            raise ValueError(f"has the key {key[:40]!r}; keys must be token ids")
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise ValueError(f"gives token {key} the bias {bias!r:.40}; biases go from -100 to 100")
+        result[int(key)] = float(bias)
+    return result
+
+
+class Body(BaseModel):
+    """Base of every request body. `REFUSED`: fields that are defined elsewhere and not supported here, with the values
+    that ask for nothing (null always does)."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    def ignored(self) -> list[str]:
+        """Names of the fields that nobody defines."""
+        return [name for name in self.model_extra or {} if name not in self.REFUSED]
+
+    def refuse_unsupported(self) -> None:
+        """
+        Raises:
+            ApiError: 400, naming the first field that asks for something we do not do.
+        """
+        for name, value in (self.model_extra or {}).items():
+            neutral = self.REFUSED.get(name)
+            if neutral is None or value is None or any(value == n and type(value) is type(n) for n in neutral):
+                continue
+            raise invalid(f"{name} is not supported by this server{_hint(name, neutral)}.", name)
+
+
+def _hint(name: str, neutral: tuple[Any, ...]) -> str:
+    if name == "request_id":
+        return "; send the header X-Request-Id, which is repeated in the response"
+    if name == "chat_template":
+        return ": templates come from the model, not from requests"
+    return f" (its value may only be {' or '.join(repr(n) for n in neutral)})" if neutral else ""
+
+
+def parse(body: type[B], raw: bytes) -> B:
+    """A validated body.
+
+    Raises:
+        ApiError: 400 for malformed JSON, a wrong type, a field that is missing or not supported.
+    """
+    try:
+        parsed = body.model_validate_json(raw)
+    except ValidationError as error:
+        raise _explain(error) from None
+    parsed.refuse_unsupported()
+    return parsed
+
+
+def _explain(error: ValidationError) -> ApiError:
+    # Of the branches of a union the one that got furthest says what the client meant.
+    first = max(error.errors(include_url=False, include_context=False), key=lambda e: len(e["loc"]))
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    path = [str(part) for part in first["loc"]]
+    if kind == "json_invalid":
+        return ApiError(400, f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.", code="invalid_json")
+    if not path:
+        return invalid(f"The body must be a JSON object: {message}.")
+    # Branches of unions are part of pydantic's path; a client knows the field only.
+    param = ".".join(part for part in path if "[" not in part and part not in ("str", "int", "float", "bool"))
+    if kind == "value_error":
+        return invalid(f"{param} {message}.", param)
+    got = "" if kind == "missing" else f" (it is {_shorten(first['input'])})"
+    return invalid(f"{param}: {message}{got}.", param)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value) if isinstance(value, int | float | str | bool | type(None)) else f"of type {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+# Defined by OpenAI, vLLM or both; not supported. Values that ask for nothing are listed.
+_REFUSED_EVERYWHERE: dict[str, tuple[Any, ...]] = {
+    "use_beam_search": (False,), "length_penalty": (1, 1.0), "early_stopping": (False,), "best_of": (),
+    "spaces_between_special_tokens": (True,), "logits_processors": ([],), "vllm_xargs": ({},),
+    "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (), "structured_outputs": (),
+    "guided_decoding_backend": (), "guided_whitespace_pattern": (), "structural_tag": (),
+    "kv_transfer_params": (), "request_id": (), "prompt_embeds": (), "lora_request": (), "thinking_token_budget": (),
+    "repetition_detection": (), "logprob_token_ids": (), "response_format": ({"type": "text"},),
+}
+
+
+class Generation(Body):
+    """What completions and chats share: sampling and delivery. None means the server's default."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Annotated[dict[int, float] | None, PlainValidator(_logit_bias), WithJsonSchema(
+        {"anyOf": [{"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
+                   {"type": "null"}]})] = None
+    allowed_token_ids: Ints | None = None
+    bad_words: Strings | None = None
+    seed: Int | None = None
+    max_tokens: Int | None = None
+    min_tokens: Int | None = None
+    ignore_eos: bool | None = None
+    stop: str | Strings | None = None
+    stop_token_ids: Ints | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: Int | None = None
+    truncate_prompt_tokens: Int | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    priority: Int | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
+    # Labels of the caller: they ask nothing of the answer.
+    user: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def check_stream(self) -> None:
+        """
+        Raises:
+            ApiError: 400 when stream_options comes without stream.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options may only be set when stream is true.", "stream_options")
+
+    def sampling(self, defaults: SamplingParams, **own: Any) -> SamplingParams:
+        """The sampling parameters that were given, over `defaults`; `own` names those that the routes spell differently."""
+        given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        given.update(own)
+        return SamplingParams(**{**{name: getattr(defaults, name) for name in _DEFAULTED}, **given})
+
+
+_SAMPLING = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+             "logit_bias", "allowed_token_ids", "bad_words", "seed", "min_tokens", "ignore_eos", "stop", "stop_token_ids",
+             "include_stop_str_in_output", "skip_special_tokens")
+_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""What a model's generation_config.json may set."""
+
+
+class CompletionBody(Generation):
+    """`POST /v1/completions`."""
+
+    prompt: Annotated[list[Prompt], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
+    echo: bool | None = None
+    logprobs: Int | None = None
+
+    REFUSED: ClassVar = {**_REFUSED_EVERYWHERE, "suffix": ("",), "best_of": (1,)}
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One turn. `tool_calls`, `tool_call_id` and `name` reach the template as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    REFUSED: ClassVar = {"audio": (), "function_call": (), "refusal": (), "annotations": ([],)}
+
+    def turn(self, where: str) -> dict[str, Any]:
+        """The message as a template reads it; parts of text are joined by newlines.
+
+        Raises:
+            ApiError: 400 for a turn without content, or with content that is not text.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if name in self.REFUSED and value is not None and value not in self.REFUSED[name]:
+                raise invalid(f"{where}.{name} is not supported by this server.", f"{where}.{name}")
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise invalid(f"{where} has no content.", f"{where}.content")
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or ())
+        turn: dict[str, Any] = {"role": self.role, "content": text}
+        for name in ("name", "tool_calls", "tool_call_id"):
+            if (value := getattr(self, name)) is not None:
+                turn[name] = value
+        return turn
+
+
+class Conversation(BaseModel):
+    """What a chat template renders. Mixed into the bodies that carry one."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def turns(self) -> list[dict[str, Any]]:
+        return [message.turn(f"messages.{i}") for i, message in enumerate(self.messages)]
+
+    def message_extras(self) -> set[str]:
+        """Fields of messages that nobody defines."""
+        return {f"messages.{name}" for message in self.messages for name in message.model_extra or {}
+                if name not in Message.REFUSED}
+
+
+class ChatBody(Generation, Conversation):
+    """`POST /v1/chat/completions`."""
+
+    logprobs: bool | None = None
+    top_logprobs: Int | None = None
+    max_completion_tokens: Int | None = None
+
+    REFUSED: ClassVar = {
+        **_REFUSED_EVERYWHERE, "best_of": (1,),
+        "tools": ([],), "tool_choice": ("none",), "parallel_tool_calls": (True,), "functions": ([],),
+        "function_call": ("none",), "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (),
+        "reasoning_effort": (), "verbosity": ("medium",), "store": (False,), "service_tier": ("auto", "default"),
+        "include_reasoning": (True,), "chat_template": (), "documents": (), "echo": (False,), "mm_processor_kwargs": ({},),
+        "media_io_kwargs": ({},), "moderation": (),
+    }
+
+    def ignored(self) -> list[str]:
+        return [*super().ignored(), *sorted(self.message_extras())]
+
+    def budget(self) -> int | None:
+        """How many tokens to generate, or None for as many as fit.
+
+        Raises:
+            ApiError: 400 when max_tokens and max_completion_tokens disagree.
+        """
+        given = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
+        if len(given) > 1:
+            raise invalid("max_tokens and max_completion_tokens differ; send one of them.", "max_tokens")
+        return given.pop() if given else None
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize` of a text."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeChatBody(Body, Conversation):
+    """`POST /tokenize` of a conversation."""
+
+    model: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    REFUSED: ClassVar = {"chat_template": (), "tools": ([],), "mm_processor_kwargs": ({},)}
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: Ints
+    skip_special_tokens: bool | None = None
+
+
+class AbortBody(Body):
+    """`POST /abort_requests`: ids of responses, as the responses gave them."""
+
+    request_ids: Annotated[list[str], Field(min_length=1, max_length=1024, fail_fast=True)]

@@ -1,0 +1,44 @@
+"""Attention of a few new tokens per row over paged KV. Knows no model, no scheduler, no KV write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from pallas_kernels.backends import resolve
+from pallas_kernels.checks import check_paged
+from pallas_kernels.layouts import Dense, Layout
+from pallas_kernels.merge import Attended
+from pallas_kernels.paged_decode import reference
+
+
+def paged_decode(
+    q: jax.Array,
+    positions: jax.Array,
+    pool: Any,
+    layer: int,
+    tables: jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    layout: Layout = Dense(),  # noqa: B008  (a frozen value)
+    backend: str | None = None,
+) -> Attended:
+    """Causal attention of decode rows over the pages of their tables, the rows' own tokens included (write, then attend).
+
+    q: [rows, q_tokens, heads, head_dim]; query i of a row stands at position `positions[row] + i`.
+    positions: int32 [rows]; -1 marks a padding row, which sees nothing.
+    pool: what `layout` reads; dense: [pages, layers, 2, kv_heads, page_tokens, head_dim]. `layer`: index into it.
+    tables: int32 [rows, max_pages]; entry i holds positions [i * page_tokens, (i + 1) * page_tokens). An entry outside
+        [0, pages) is absent: its keys are not seen.
+    window: a query at p sees (p - window, p]; None sees all. softcap: scores become softcap * tanh(score / softcap).
+
+    Returns (o, m, l), float32 [rows, q_tokens, heads(, head_dim)], see `pallas_kernels.merge`. Raises ValueError for
+    shapes that do not fit together.
+    """
+    check_paged("paged_decode", q, positions, pool, tables, layout)
+    resolve(backend)
+    op = reference.paged_decode
+    return op(q, positions, pool, layer, tables, scale=scale, window=window, softcap=softcap, layout=layout)

@@ -1,0 +1,7 @@
+"""Paged decode attention in jnp: the definition, and the production path on CPUs."""
+
+from __future__ import annotations
+
+from pallas_kernels.walk import walk as paged_decode
+
+__all__ = ["paged_decode"]

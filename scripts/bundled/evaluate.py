@@ -1,0 +1,120 @@
+"""Recall on fresh instances: the share of answers whose every token the model would choose greedily. Knows no training.
+
+One full forward over the document and its answers: a token counts where it is the argmax after all that precedes it, so an answer
+counts exactly where greedy decoding would write it.
+"""
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxserve.models import Model, Params
+from scripts.bundled.data import RowSource
+from scripts.bundled.facts import CITY, CODE, Lexicon
+from scripts.bundled.step import Batch, next_token_logits
+from scripts.bundled.tasks import World
+from scripts.bundled.words import Words
+
+TOKENS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Counts over fresh rows."""
+    right: int
+    answers: int
+    right_tokens: int
+    answer_tokens: int
+
+    @property
+    def share(self) -> float:
+        return self.right / max(self.answers, 1)
+
+    @property
+    def token_share(self) -> float:
+        return self.right_tokens / max(self.answer_tokens, 1)
+
+    @property
+    def noise(self) -> float:
+        """Standard error of `share`."""
+        return float(np.sqrt(max(self.share * (1 - self.share), 1e-9) / max(self.answers, 1)))
+
+
+def make_predict(model: Model) -> Callable[[Params, jax.Array], jax.Array]:
+    """predict(params, tokens [rows, T]) -> argmax of the next token [rows, T]."""
+    return jax.jit(lambda params, tokens: next_token_logits(model, params, tokens).argmax(-1).reshape(tokens.shape))
+
+
+def recall(predict: Callable[[Params, jax.Array], jax.Array], params: Params, batches: Iterable[Batch]) -> Recall:
+    right = answers = right_tokens = answer_tokens = 0
+    for batch in batches:
+        ok = np.asarray(predict(params, jnp.asarray(batch["tokens"])))[:, :-1] == batch["tokens"][:, 1:]
+        for hits, numbers in zip(ok, batch["answers"][:, 1:], strict=True):
+            asked = numbers > 0
+            right_tokens += int(hits[asked].sum())
+            answer_tokens += int(asked.sum())
+            missed = set(numbers[asked & ~hits].tolist())
+            every = set(numbers[asked].tolist())
+            answers += len(every)
+            right += len(every - missed)
+    return Recall(right, answers, right_tokens, answer_tokens)
+
+
+def task_batches(tokenizer: Tokenizer, world: World, task: str, length: int, documents: int, seed: str) -> list[Batch]:
+    """`documents` rows of one document of `task` each, `length` tokens with its padding, in batches of TOKENS_AT_ONCE tokens."""
+    source = RowSource(tokenizer, world, {task: 1.0}, length, seed, shortest=length)
+    rows = max(1, TOKENS_AT_ONCE // length)
+    items = [source[i] for i in range(-(-documents // rows) * rows)]
+    return [{name: np.stack([item[name] for item in items[i:i + rows]]) for name in items[0]} for i in range(0, len(items), rows)]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: a task in one format, over some words and relations."""
+    name: str
+    task: str
+    format: str
+    unseen: bool = False
+    relation: str = ""
+
+
+CELLS = tuple(Cell(name, task, style, unseen, relation)
+              for name, task, unseen, relation in (
+                  ("key-value", "kv", False, ""), ("key-value, 4-digit code", "kv", False, "code"), ("key-value, city", "kv", False, "city"),
+                  ("needle", "needle", False, ""), ("two-hop, step-wise", "hop", False, ""),
+                  ("key-value, unseen key words", "kv", True, ""), ("two-hop, unseen words", "hop", True, ""),
+                  ("latest value", "var", False, ""), ("copy a list", "copy", False, ""))
+              for style in ("qa", "chat"))
+
+
+def cell_world(world: World, words: Words, cell: Cell) -> World:
+    """The world of a cell: held-out text comes with `world`, words and relations from the cell."""
+    lexicon = Lexicon(words.unseen, 1.0) if cell.unseen else Lexicon(words.seen, 0.6)
+    relations = {"code": (CODE,), "city": (CITY,), "": world.relations}[cell.relation]
+    return replace(world, lexicon=lexicon, relations=relations, formats=(cell.format,))
+
+
+def table(predict: Callable[[Params, jax.Array], jax.Array], params: Params, tokenizer: Tokenizer, world: World, words: Words,
+          lengths: tuple[int, ...], documents: int, seed: str) -> list[dict[str, object]]:
+    """One record a cell and length: name, format, tokens, share, standard error, answers asked."""
+    records: list[dict[str, object]] = []
+    for cell in CELLS:
+        for length in lengths:
+            found = recall(predict, params, task_batches(tokenizer, cell_world(world, words, cell), cell.task, length, documents,
+                                                         f"{seed}/{cell.name}/{cell.format}/{length}"))
+            records.append({"task": cell.name, "format": cell.format, "tokens": length, "share": round(found.share, 4),
+                            "standard_error": round(found.noise, 4), "answers": found.answers})
+    return records
+
+
+def markdown(records: list[dict[str, object]]) -> str:
+    """The records as a table: one line a task and format, one column a length, percentages."""
+    lengths = sorted({int(str(r["tokens"])) for r in records})
+    lines = ["| task | format | " + " | ".join(map(str, lengths)) + " |", "|---|---|" + "---:|" * len(lengths)]
+    for task, style in dict.fromkeys((r["task"], r["format"]) for r in records):
+        cells = {r["tokens"]: r["share"] for r in records if (r["task"], r["format"]) == (task, style)}
+        lines.append(f"| {task} | {style} | " + " | ".join(f"{100 * float(str(cells[n])):.0f}" if n in cells else "" for n in lengths) + " |")
+    return "\n".join(lines)

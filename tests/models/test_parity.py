@@ -1,0 +1,68 @@
+"""Every family agrees with transformers on random checkpoints, however the prompt is cut."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CASES
+
+from jaxserve.checkpoint import load_model
+from jaxserve.models.dense_attention import causal_attention, dense_attend
+
+TOLERANCE = 1e-4  # of the largest |logit|
+
+
+def assert_agrees(ours, theirs):
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whole_prompt(case, reference):
+    made = reference(case)
+    model, params = load_model(made.folder, "float32")
+
+    @jax.jit
+    def logits(params, tokens):
+        hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, dense_attend(model, chunk=33))
+        return model.logits(params, hidden)
+
+    assert_agrees(logits(params, made.tokens), made.logits)
+
+
+def growing_cache(model):
+    """An attend whose kv maps a layer to all keys and values so far."""
+
+    def attend(layer, kv, q, k, v):
+        past_k, past_v = kv.get(layer, (k[:0], v[:0]))
+        k, v = jnp.concatenate([past_k, k]), jnp.concatenate([past_v, v])
+        # Queries are the last rows: earlier ones are computed and dropped, which is slow and plainly right.
+        rows = jnp.concatenate([jnp.zeros((len(past_k), *q.shape[1:]), q.dtype), q])
+        o = causal_attention(rows, k, v, model.attention_spec(layer))
+        return kv | {layer: (k, v)}, o[len(past_k) :]
+
+    return attend
+
+
+@pytest.mark.parametrize("case", ["llama_llama3_rope", "mistral_window", "gemma3"])
+@pytest.mark.parametrize("cuts", [(0, 17, 40), (0, 1, 2, 3, 4)], ids=["chunks", "tokens"])
+def test_prompt_in_parts(case, cuts, reference):
+    made = reference(case)
+    model, params = load_model(made.folder, "float32")
+    kv, parts = {}, []
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        positions = jnp.arange(start, end)
+        hidden, kv = model.forward(params, made.tokens[start:end], positions, kv, growing_cache(model))
+        parts.append(model.logits(params, hidden))
+    assert_agrees(np.concatenate(parts), made.logits[: cuts[-1]])
+
+
+def test_batched_attention_equals_single_sequences(reference):
+    made = reference("qwen3")
+    model, params = load_model(made.folder, "float32")
+    rows = made.tokens.reshape(4, 25)
+    positions = jnp.tile(jnp.arange(25), 4)
+    together, _ = model.forward(params, rows.reshape(-1), positions, None, dense_attend(model, batch=4, chunk=10))
+    alone = [model.forward(params, row, jnp.arange(25), None, dense_attend(model))[0] for row in rows]
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=1e-5)
