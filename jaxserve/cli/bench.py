@@ -43,7 +43,6 @@ def parser() -> Parser:
          "jaxserve bench serve --url http://127.0.0.1:8000 --clients 16"),
     ):
         sub: Any = verbs.add_parser(name, help=text, verb=f"bench {name}", description=text, examples=examples)
-        sub.prog = f"jaxserve bench {name}"
         _add_workload(sub, num_prompts=8 if name == "latency" else 64)
         if name == "serve":
             sub.add_argument("--url", metavar="URL", default="http://127.0.0.1:8000", help="The server. Default: %(default)s.")

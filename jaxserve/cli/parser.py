@@ -19,8 +19,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, verb: str, description: str, examples: str, **more: Any):
+        more.setdefault("prog", f"jaxserve {verb}")
         super().__init__(
-            prog=f"jaxserve {verb}",
             description=textwrap.dedent(description).strip(),
             epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip("\n"), "  "),
             formatter_class=_Formatter,
@@ -39,11 +39,17 @@ class Parser(argparse.ArgumentParser):
         """
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            close = get_close_matches(unknown[0].split("=")[0], flags, 1)
+            close = get_close_matches(unknown[0].split("=")[0], self._flags(), 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"unknown argument {unknown[0]!r}{hint} (see {self.prog} --help)")
         return found
+
+    def _flags(self) -> list[str]:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [flag for sub in action.choices.values() for flag in sub._flags()]
+        return flags
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

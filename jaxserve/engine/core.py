@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import IO
 
 from jaxserve.engine.executables import compile_counter
 from jaxserve.engine.finish import finish_step
@@ -52,6 +53,7 @@ class EngineCore:
         inbox: Inbox,
         emit: Callable[[FromCore], None],
         prefix_caching: bool,
+        record: IO[bytes] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._scheduler = scheduler
@@ -63,6 +65,7 @@ class EngineCore:
         self._inbox = inbox
         self._emit = emit
         self._prefix_caching = prefix_caching
+        self._record = record
         self._clock = clock
         self._sequences: dict[SeqId, Sequence] = {}
         self._requests: dict[str, list[Sequence]] = {}
@@ -84,8 +87,13 @@ class EngineCore:
         while not self._stopping:
             if not self.step():
                 self._idle()
+        self.close()
+
+    def close(self) -> None:
+        """Stops compiling and completes the record. The core serves no more."""
         self._programs.close()
-        self._scheduler.close()
+        if self._record is not None:
+            self._record.close()
 
     def step(self) -> bool:
         """Starts step k on the device, finishes step k-1 meanwhile. False when there was nothing to do."""
@@ -125,7 +133,7 @@ class EngineCore:
         if not self._sequences and now - self._checked > INTEGRITY_EVERY_S:
             self._scheduler.check_integrity()
             self._checked = now
-        wake = self._scheduler.next_wake()
+        wake = self._scheduler.next_wake
         self._inbox.wait(1.0 if wake is None else max(0.0, min(1.0, wake - now)))
 
     # Messages
@@ -156,8 +164,7 @@ class EngineCore:
         params = request.params
         eos = () if params.ignore_eos else self._limits.eos_token_ids
         stops = frozenset({*eos, *params.stop_token_ids})
-        room = self._limits.max_model_len - len(request.prompt)
-        max_new = room if params.max_tokens is None else min(params.max_tokens, room)
+        max_new = min(params.max_tokens or 0, self._limits.max_model_len - len(request.prompt))
         sequences, parent = [], None
         for choice in range(params.n):
             seq = self._next_seq + choice
@@ -195,6 +202,8 @@ class EngineCore:
             raise ValueError(f"the prompt has {len(prompt)} tokens, which leaves no room below {limits.max_model_len}")
         if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
             raise ValueError(f"prompt token ids must lie between 0 and {limits.vocab_size - 1}")
+        if request.params.max_tokens is None or request.params.seed is None:
+            raise ValueError("max_tokens and seed must be set when a request is submitted")
         if not 1 <= request.params.n <= limits.max_choices:
             raise ValueError(f"n {request.params.n} must lie between 1 and {limits.max_choices}")
         self._runner.check(request)

@@ -27,6 +27,8 @@ def finish_step(launched: Launched, sequences: Mapping[SeqId, Sequence], counter
         if sequence is not None:
             _take_prompt_logprobs(sequence, work.start, work.count, scores)
     if launched.out is None:
+        # A step of prefill chunks only: waiting for it keeps the host from running ahead of later arrivals.
+        np.asarray(launched.done)
         return Outcome((), [], [])
     packed = np.asarray(launched.out.packed)
     rows = packed[: len(launched.rows)].tolist()

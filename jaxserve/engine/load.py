@@ -30,7 +30,7 @@ from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling import state as sampling_state
 from jaxserve.sampling.state import SlotLayout, Slots
-from jaxserve.scheduler import Limits, Recorder, Scheduler, policies
+from jaxserve.scheduler import Limits, Recorder, Scheduler, make_policy
 from jaxserve.speculative.ngram import NGram
 from jaxserve.types import PAGE_TOKENS, FromCore, ModelLimits, PageClasses, Ready
 
@@ -66,7 +66,8 @@ def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], Non
         loaded = _load(config)
         progress(_describe(loaded))
         functions, classes = _functions(config, loaded)
-        scheduler = _scheduler(config, loaded.shape, classes)
+        record = open(config.runtime.record, "wb") if config.runtime.record else None
+        scheduler = _scheduler(config, loaded.shape, classes, Recorder(record) if record else None)
         programs = ProgramSet(_cache(config, functions))
         programs.declare(functions.programs())
         covering = functions.covering()
@@ -85,7 +86,7 @@ def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], Non
     ready = Ready(limits=limits, num_pages=tuple(c.classes[0].pages for c in classes), page_tokens=PAGE_TOKENS,
                   max_num_seqs=loaded.shape.slots, startup_s=elapsed)
     return EngineCore(scheduler, runner, programs, ready, _identity(config, functions), inbox, emit,
-                      config.cache.enable_prefix_caching)
+                      config.cache.enable_prefix_caching, record)
 
 
 def _load(config: EngineConfig) -> Loaded:
@@ -172,10 +173,12 @@ def _shapes(params: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
 
 
-def _scheduler(config: EngineConfig, shape: EngineShape, classes: tuple[PageClasses, ...]) -> Scheduler:
+def _scheduler(
+    config: EngineConfig, shape: EngineShape, classes: tuple[PageClasses, ...], recorder: Recorder | None
+) -> Scheduler:
     limits = Limits(
         max_num_seqs=shape.slots,
-        max_num_batched_tokens=shape.budget,
+        max_num_batched_tokens=shape.budget + shape.decode[-1] * shape.q,
         max_model_len=shape.max_len,
         max_tiles=shape.tiles[-1],
         max_decode_rows=shape.decode[-1],
@@ -184,10 +187,9 @@ def _scheduler(config: EngineConfig, shape: EngineShape, classes: tuple[PageClas
         enable_prefix_caching=config.cache.enable_prefix_caching,
     )
     try:
-        policy = policies.create(config.scheduler.scheduling_policy)
-    except KeyError as error:
-        raise ConfigError(f"--scheduling-policy {error}") from None
-    recorder = Recorder(config.runtime.record) if config.runtime.record else None
+        policy = make_policy(config.scheduler.scheduling_policy)
+    except ValueError as error:
+        raise ConfigError(f"--scheduling-policy: {error}") from None
     return Scheduler(policy, limits, classes, recorder=recorder)
 
 

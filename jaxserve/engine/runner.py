@@ -30,6 +30,8 @@ class Launched:
 
     plan: Plan
     started: float
+    done: jax.Array | None = None
+    """Ready when the forward is."""
     rows: list[SeqId] = field(default_factory=list)
     """The sequence of each head row."""
     out: Out | None = None
@@ -56,7 +58,7 @@ class Runner:
         self._copy(plan)
         grants = self._admit(plan, sequences)
         rows, tiles = self._forward_bucket(len(plan.decode), len(plan.prefill))
-        self._forward(plan, rows, tiles, grants)
+        launched.done = self._forward(plan, rows, tiles, grants)
         self._score(plan, sequences, rows, launched)
         self._head(plan, sequences, rows, launched)
         return launched
@@ -101,7 +103,7 @@ class Runner:
         rows = [table[:, slot].reshape(-1) for table in self._tables]
         self._kv = self._call("tables", self._kv, _with_slot(slot, np.concatenate(rows)))
 
-    def _forward(self, plan: Plan, rows: int, tiles: int, grants: list[Grant]) -> None:
+    def _forward(self, plan: Plan, rows: int, tiles: int, grants: list[Grant]) -> jax.Array:
         layout = self._functions.forward_layout(rows, tiles)
         if len(grants) > layout.grants:
             for slot in {g.slot for g in grants}:
@@ -116,8 +118,10 @@ class Runner:
         if grants:
             fields = [(g.slot, g.group, g.cls, g.index, g.page) for g in grants]
             grant_fields[:, : len(grants)] = np.array(fields, np.int32).T
-        self._kv, self._slots = self._call(forward_name(rows, tiles), self._params, self._kv, self._slots, batch)
         self.padded_tokens += rows * self._shape.q + tiles * PAGE_TOKENS
+        name = forward_name(rows, tiles)
+        self._kv, self._slots, done = self._call(name, self._params, self._kv, self._slots, batch)
+        return done
 
     def _score(self, plan: Plan, sequences: Mapping[SeqId, Sequence], rows: int, launched: Launched) -> None:
         for index, work in enumerate(plan.prefill):

@@ -1,6 +1,6 @@
 """The device programs of a step as pure functions: forward, head, admit, tables, copy, score. No Python state, no plans.
 
-    forward[rows, tiles](params, kv, slots, batch) -> (kv, slots)    embed, layers, KV writes; activations into slots
+    forward[rows, tiles](params, kv, slots, batch) -> (kv, slots, done)  embed, layers, KV writes; activations to slots
     head[rows, variant](params, slots, rows, masks) -> (slots, out)  logits, masks, penalties, sample, log-probs
     admit(slots, packed) -> slots                                    a sequence's tokens and parameters into its slot
     tables(kv, packed) -> kv                                         a slot's whole block table
@@ -80,7 +80,9 @@ class StepFunctions:
         positions = jnp.concatenate([row_positions.reshape(-1), tile_positions.reshape(-1)])
         hidden, kv = self.model.forward(params, tokens, positions, kv, attend, self.ctx)
         buffer = jax.lax.dynamic_update_slice(slots.hidden, hidden.astype(slots.hidden.dtype), (0, 0))
-        return kv, replace(slots, hidden=buffer)
+        # Neither state can be waited for once the next step has taken it over; this scalar can.
+        done = buffer[0, 0]
+        return kv, replace(slots, hidden=buffer), done
 
     def head(self, variant: HeadVariant, params: Any, slots: Slots, rows: jax.Array, masks: jax.Array | None = None):
         return head(self._logits(params), slots, rows, masks, variant, self.proposer)
@@ -130,7 +132,7 @@ class StepFunctions:
             layout = self.forward_layout(rows, tiles)
             args = (params, kv, slots, _ints(layout.size))
             function = partial(self.forward, layout)
-            programs.append(Program(forward_name(rows, tiles), function, args, (1, 2), (kv, slots)))
+            programs.append(Program(forward_name(rows, tiles), function, args, (1, 2), (kv, slots, 0)))
         words = mask_words(self.slot_layout.vocab)
         for rows in self.shape.head_rows:
             for variant in HeadVariant:

@@ -38,8 +38,10 @@ class WeightFormat(Protocol):
 class Int8:
     """Symmetric 8-bit codes, one scale for each output channel; activations stay as they are.
 
-    code = round(w / scale), scale = max |w| of the column / 127. The scale is applied to the float32 sums, so nothing
-    is dequantized but the codes, which are exact in bfloat16.
+    code = round(w / scale), scale = max |w| of the column / 127. Codes are exact in bfloat16, so 16-bit activations
+    meet codes and the scale is applied to the float32 sums. float32 activations meet the dequantized matrix: it costs
+    no more than converting the codes, and no multiplication is left behind the product that XLA could contract with
+    an addition after it, which would make bits depend on the program around (see LinearContext.invariant_rows).
     """
 
     name: ClassVar[str] = "int8"
@@ -56,6 +58,8 @@ class Int8:
         return weight.codes.astype("float32") * weight.scale
 
     def product(self, x: jax.Array, weight: QTensor, precision: jax.lax.Precision) -> jax.Array:
+        if x.dtype == jnp.float32:
+            return jnp.dot(x, self.dequantize(weight), precision=precision)
         codes = weight.codes.astype(x.dtype)
         return jnp.dot(x, codes, precision=precision, preferred_element_type=jnp.float32) * weight.scale
 

@@ -44,6 +44,7 @@ def linear(
         count = x.shape[0]
         padded = jnp.pad(x, ((0, -count % rows), (0, 0)))
         blocks = padded.reshape(-1, rows, x.shape[1])
+
         y = jax.lax.map(lambda block: _product(block, w, ctx, out_dtype), blocks)
         y = y.reshape(padded.shape[0], -1)[:count]
     return y if bias is None else y + bias.astype(out_dtype)

@@ -67,11 +67,6 @@ def pack_admit_size(layout: SlotLayout) -> int:
     return _TOKENS + layout.max_len
 
 
-def pack_admit_size(layout: SlotLayout) -> int:
-    """Length of a vector of `pack_admit`."""
-    return _TOKENS + layout.max_len
-
-
 def pack_admit(
     layout: SlotLayout,
     tokens: Sequence[int],
@@ -114,6 +109,7 @@ def pack_admit(
 
 def admit(slots: Slots, slot: Array, packed: Array) -> Slots:
     """Unpacks a vector of `pack_admit` into `slot`. Nothing of the slot's last sequence is visible afterwards."""
+    packed = jnp.asarray(packed)
     ints = packed[: len(Ints)]
     words = jax.lax.bitcast_convert_type(packed[_SEED:_CHOICE], jnp.uint32)
     key = jax.lax.bitcast_convert_type(choice_key(words, packed[_CHOICE]), jnp.int32)
@@ -165,7 +161,8 @@ def pack_extras(
         if sequence:
             row[-len(sequence) :] = sequence
     packed[ban:allow] = table.reshape(-1)
-    packed[allow:] = bitmask.allowed_mask(layout.vocab, params.allowed_token_ids, params.banned_token_ids).view(np.int32)
+    mask = bitmask.allowed_mask(layout.vocab, params.allowed_token_ids, params.banned_token_ids)
+    packed[allow:] = mask.view(np.int32)
     return packed
 
 

@@ -34,7 +34,7 @@ class HeadVariant(IntEnum):
 
 
 def variant_for(params: SamplingParams, generated: int = 0, *, grammar: bool = False) -> HeadVariant:
-    """The least variant that serves a sequence with `generated` tokens known to be generated (a lower bound will do)."""
+    """The least variant that serves a sequence. `generated`: tokens it has generated, or a lower bound of that."""
     features = features_of(params)
     if generated >= params.min_tokens:
         features &= ~Features.MIN_TOKENS

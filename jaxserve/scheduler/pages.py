@@ -86,9 +86,12 @@ class Pages:
         """Share of the fullest pool that is referenced."""
         return max((1.0 - pool.available / pool.size if pool.size else 0.0) for pool in self._pools)
 
-    @property
-    def freed(self) -> int:
-        return sum(pool.freed for pool in self._pools)
+    def take_freed(self) -> int:
+        """Pages that lost their last owner since the last call."""
+        freed = sum(pool.freed for pool in self._pools)
+        for pool in self._pools:
+            pool.freed = 0
+        return freed
 
     def need(self, pages: int) -> list[int]:
         """Pages by group to reserve for `pages` more table entries; a window holds few of them at a time."""
@@ -109,11 +112,11 @@ class Pages:
     def watermark(self) -> list[int]:
         return [int(pool.size * self._limits.watermark) for pool in self._pools]
 
-    def exclusive(self, seq: Seq) -> list[int]:
-        """Pages by group that nobody else holds."""
+    def exclusive(self, seq: Seq, wanted: Sequence[Sequence[int]]) -> list[int]:
+        """Pages by group that nobody else holds and that are not `wanted` (by group) either."""
         return [
-            sum(1 for ref in table.refs[table.first :] if ref is not None and pool.references(ref[1]) == 1)
-            for table, pool in zip(seq.tables, self._pools, strict=True)
+            sum(1 for _, page in filter(None, table.refs) if pool.references(page) == 1 and page not in keep)
+            for table, pool, keep in zip(seq.tables, self._pools, wanted, strict=True)
         ]
 
     def too_large(self, prompt: int, max_new: int) -> str | None:
@@ -122,13 +125,13 @@ class Pages:
         end = min(prompt + max_new, limits.max_model_len)
         # The last token's KV is never read. A verification row reaches q - 1 positions further, and the length from
         # which it starts is known to within the q - 1 drafts of each step in flight.
-        positions = min(end - 1 + (limits.q - 1) * (limits.lag + 1), limits.max_model_len)
+        positions = min(max(prompt, end - 1 + (limits.q - 1) * (limits.lag + 1)), limits.max_model_len)
         for g, (pool, cap) in enumerate(zip(self._pools, self._caps, strict=True)):
             need = min(pages_for(positions), cap)
             if need > pool.size:
                 return (
-                    f"prompt ({prompt} tokens) and max_tokens ({max_new}) need {need} KV pages of {PAGE_TOKENS} tokens in "
-                    f"group {g}, which has {pool.size}; shorten them or give the KV cache more memory"
+                    f"prompt ({prompt} tokens) and max_tokens ({max_new}) need {need} KV pages of {PAGE_TOKENS} tokens "
+                    f"in group {g}, which has {pool.size}; shorten them or give the KV cache more memory"
                 )
         return None
 

@@ -53,10 +53,12 @@ class Policy:
         Any positive number gives a DECODE sequence one row. For a prefill the builder cuts it to what fits and to a
         page boundary, unless it reaches the end of the prompt.
         """
+        if seq.phase is Phase.DECODE:
+            return view.limits.q
         return seq.remaining if seq.resident else seq.known
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
-        """Whether `victim` may lose its place for `want`. By default pages that ran out are taken from later arrivals."""
+        """Whether `victim` may lose its place for `want`. By default later arrivals give up pages that ran out."""
         return Evict.RECOMPUTE if want.resident and victim.order > want.order else None
 
     def victims(self, view: View) -> Iterator[SeqView]:

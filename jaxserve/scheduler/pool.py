@@ -1,4 +1,4 @@
-"""One pool of pages: references, free list, prefix index, least recently used eviction. Knows no sequence and no device.
+"""One pool of pages: references, free list, prefix index, eviction of the least recently used. Knows no sequences.
 
 A page is in one of three states: referenced (count > 0), cached (count 0, its content is in the index, evictable in
 order of last use) or free. Every verb is O(1).
@@ -23,7 +23,7 @@ class Pool:
     def __init__(self, page_class: PageClass) -> None:
         self.size = page_class.pages
         self.freed = 0
-        """References that fell to zero, ever."""
+        """References that fell to zero since somebody set it back."""
         self._refs = [0] * self.size
         self._free = list(range(self.size - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()

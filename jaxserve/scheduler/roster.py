@@ -51,7 +51,7 @@ class Roster:
         self._slots = slots
         self._free_slots = list(range(slots))
         heapify(self._free_slots)
-        # New sequences come in order of arrival; those that were preempted or waited for their family return in between.
+        # New sequences queue up in order of arrival; those preempted or parked come back into the middle of that order.
         self._new: OrderedDict[SeqId, Seq] = OrderedDict()
         self._returned = ByArrival()
 
@@ -139,7 +139,7 @@ class Roster:
         """
         held = [seq.slot for seq in self.seqs.values() if seq.resident]
         if sorted([*held, *self._free_slots]) != list(range(self._slots)):
-            raise IntegrityError(f"slots held {sorted(held)} and free {sorted(self._free_slots)} are not all {self._slots}")
+            raise IntegrityError(f"slots held {held} and free {self._free_slots} are not all {self._slots}")
         if sorted(s.id for s in self.seqs.values() if s.resident) != sorted(s.id for s in self.residents):
             raise IntegrityError("the list of residents and the phases of sequences disagree")
         if sorted(s.id for s in self.seqs.values() if s.ready) != sorted(s.id for s in self.waiting()):

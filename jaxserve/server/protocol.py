@@ -8,7 +8,7 @@ header. Ranges that depend on the model are checked where parameters are resolve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
@@ -227,58 +227,27 @@ class CompletionBody(Generation):
     REFUSED: ClassVar = {**_REFUSED_EVERYWHERE, "suffix": ("",), "best_of": (1,)}
 
 
-class TextPart(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One turn. `tool_calls`, `tool_call_id` and `name` reach the template as they are."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-    REFUSED: ClassVar = {"audio": (), "function_call": (), "refusal": (), "annotations": ([],)}
-
-    def turn(self, where: str) -> dict[str, Any]:
-        """The message as a template reads it; parts of text are joined by newlines.
-
-        Raises:
-            ApiError: 400 for a turn without content, or with content that is not text.
-        """
-        for name, value in (self.model_extra or {}).items():
-            if name in self.REFUSED and value is not None and value not in self.REFUSED[name]:
-                raise invalid(f"{where}.{name} is not supported by this server.", f"{where}.{name}")
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise invalid(f"{where} has no content.", f"{where}.content")
-        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content or ())
-        turn: dict[str, Any] = {"role": self.role, "content": text}
-        for name in ("name", "tool_calls", "tool_call_id"):
-            if (value := getattr(self, name)) is not None:
-                turn[name] = value
-        return turn
+_MESSAGES_SCHEMA = {"type": "array", "minItems": 1, "items": {
+    "type": "object", "required": ["role"], "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": {
+            "type": "object", "required": ["type", "text"],
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}}]}}}}
 
 
 class Conversation(BaseModel):
-    """What a chat template renders. Mixed into the bodies that carry one."""
+    """What a chat template renders. Mixed into the bodies that carry one; text/messages.py checks the messages."""
 
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True), WithJsonSchema(_MESSAGES_SCHEMA)]
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def turns(self) -> list[dict[str, Any]]:
-        return [message.turn(f"messages.{i}") for i, message in enumerate(self.messages)]
-
-    def message_extras(self) -> set[str]:
-        """Fields of messages that nobody defines."""
-        return {f"messages.{name}" for message in self.messages for name in message.model_extra or {}
-                if name not in Message.REFUSED}
+    def rendering(self) -> dict[str, Any]:
+        """Arguments of `ChatTemplate.render` beside the messages."""
+        return {"add_generation_prompt": self.add_generation_prompt is not False,
+                "continue_final_message": bool(self.continue_final_message),
+                "options": self.chat_template_kwargs}
 
 
 class ChatBody(Generation, Conversation):
@@ -296,9 +265,6 @@ class ChatBody(Generation, Conversation):
         "include_reasoning": (True,), "chat_template": (), "documents": (), "echo": (False,), "mm_processor_kwargs": ({},),
         "media_io_kwargs": ({},), "moderation": (),
     }
-
-    def ignored(self) -> list[str]:
-        return [*super().ignored(), *sorted(self.message_extras())]
 
     def budget(self) -> int | None:
         """How many tokens to generate, or None for as many as fit.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,10 +38,10 @@ def params(model):
     return model.init(jax.random.key(0))
 
 
-def run(model, params, tokens, **kwargs):
-    tokens = jnp.asarray(tokens)
-    hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, dense_attend(model), **kwargs)
-    return np.asarray(model.logits(params, hidden, kwargs.get("ctx", LinearContext())))
+@partial(jax.jit, static_argnames=("model", "ctx", "schedule"))
+def run(model, params, tokens, ctx=LinearContext(), schedule=None):  # noqa: B008
+    hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, dense_attend(model), ctx, schedule)
+    return model.logits(params, hidden, ctx)
 
 
 def test_windowed_and_full_layers_are_two_kv_groups(model):
@@ -127,4 +129,5 @@ def test_dense_attention_is_its_definition(spec, chunk):
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     expected = np.einsum("hqk,khd->qhd", weights, v64)
-    np.testing.assert_allclose(causal_attention(q, k, v, spec, chunk), expected, atol=1e-5)
+    ours = jax.jit(partial(causal_attention, spec=spec, chunk=chunk))(q, k, v)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)

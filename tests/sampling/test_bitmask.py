@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.sampling.bitmask import all_allowed, allowed_mask, of_tokens
 from jaxserve.sampling.processors import unpacked
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 99)), st.sets(st.integers(0, 99)))
 def test_mask_of_allowed_without_banned(allowed, banned):
     bits = np.asarray(unpacked(allowed_mask(100, sorted(allowed), sorted(banned))[None], 100))[0]

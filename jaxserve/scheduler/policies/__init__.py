@@ -1,4 +1,4 @@
-"""Scheduling policies by name. Each lives in a file of its own; `make` imports it when it is asked for."""
+"""Scheduling policies by name. One file each; a policy from elsewhere registers itself the same way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def register(name: str) -> Callable[[P], P]:
 
     def add(policy: P) -> P:
         if name in _registered:
-            raise ValueError(f"two policies are called {name!r}: {_registered[name].__qualname__}, {policy.__qualname__}")
+            raise ValueError(f"two policies are called {name!r}: {_registered[name]} and {policy}")
         policy.name = name
         _registered[name] = policy
         return policy

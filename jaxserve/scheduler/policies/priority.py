@@ -10,7 +10,7 @@ from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.request import Phase
 from jaxserve.scheduler.view import SeqView, View
-from jaxserve.types import Abort, Arrive, Event, StepDone
+from jaxserve.types import Abort, Arrive, Event, SeqId, StepDone
 
 _key = attrgetter("priority", "order")
 
@@ -25,18 +25,21 @@ class Priority(Policy):
     displaces = True
 
     def __init__(self) -> None:
+        self._seqs: dict[SeqId, SeqView] = {}
         self._queue: list[SeqView] = []
 
     def on_event(self, event: Event, view: View) -> None:
         if isinstance(event, Arrive):
             seq = view.get(event.seq)
             if seq is not None:
+                self._seqs[seq.id] = seq
                 insort(self._queue, seq, key=_key)
         elif isinstance(event, StepDone):
-            if any(result.finished for result in event.results):
-                self._purge(view)
+            for result in event.results:
+                if result.finished:
+                    self._forget(result.seq)
         elif isinstance(event, Abort):
-            self._purge(view)
+            self._forget(event.seq)
 
     def rank(self, view: View) -> Iterator[SeqView]:
         residents = sorted(view.residents(), key=_key)
@@ -56,5 +59,6 @@ class Priority(Policy):
     def victims(self, view: View) -> Iterator[SeqView]:
         return iter(sorted(view.residents(), key=_key, reverse=True))
 
-    def _purge(self, view: View) -> None:
-        self._queue = [seq for seq in self._queue if view.get(seq.id) is not None]
+    def _forget(self, seq: SeqId) -> None:
+        if seq in self._seqs:
+            del self._queue[bisect_left(self._queue, _key(self._seqs.pop(seq)), key=_key)]

@@ -1,0 +1,317 @@
+"""From a policy's answers to a plan that is feasible. Knows no policy by name and no device.
+
+Pages are granted for upper bounds of lengths, work is cut to tiles, victims give up their pages only if that lets the
+wanted sequence run, and if nothing could run at all the first sequence that found no pages gets those of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jaxserve.scheduler.pages import Pages, Start, pages_for
+from jaxserve.scheduler.policy import Evict, Policy
+from jaxserve.scheduler.request import Phase, Seq
+from jaxserve.scheduler.roster import Roster
+from jaxserve.scheduler.view import Budget, View
+from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, PageUpdates, Plan, Work
+
+
+class Draft:
+    """A plan in the making. Each verb either adds a sequence's share and returns True, or changes nothing."""
+
+    def __init__(self, policy: Policy, view: View, roster: Roster, pages: Pages, in_flight: int) -> None:
+        self.policy = policy
+        self.view = view
+        self.roster = roster
+        self.pages = pages
+        self.limits = view.limits
+        self.step = view.step
+        self.left = Budget(view.limits)
+        self.idle_device = not in_flight
+
+        self.decode_rows: list[Work] = []
+        self.tiles: list[Work] = []
+        self.admits: list[Admit] = []
+        self.grants: list[Grant] = []
+        self.copies: list[Copy] = []
+        self.admitted: list[Seq] = []
+        self.preempted: list[Seq] = []
+        self.prefilled: list[Seq] = []
+        self.forkable: list[Seq] = []
+        self.starved: Seq | None = None
+        """The first resident that was wanted and found no page."""
+        self._reserved: list[int] | None = None
+        self._table_entries = pages_for(view.limits.max_model_len)
+        view.admitting = roster.has_slot or policy.displaces
+
+    # Rows
+
+    def decode(self, seq: Seq) -> bool:
+        """One row of q tokens, unless the rows in flight already bring the sequence to its end."""
+        left, q = self.left, self.limits.q
+        length = seq.known + seq.pending_rows
+        if length >= seq.end or not left.rows or left.tokens < q or not self.policy.tokens(seq, left, self.view):
+            return False
+        if length >= seq.release_at:
+            self.pages.release_behind(seq, length)
+        start = seq.known + seq.pending_tokens - 1
+        # Entries for the furthest position the row can write; the device drops what lies beyond the table.
+        end = min((start + q - 1) // PAGE_TOKENS + 1, self._table_entries)
+        if end > seq.table_end and not self._grow(seq, end):
+            return False
+        self.decode_rows.append(Work(seq.id, seq.slot, start, q, True))
+        seq.pending_rows += 1
+        seq.pending_tokens += q
+        seq.step = self.step
+        left.rows -= 1
+        left.tokens -= q
+        return True
+
+    # Tiles
+
+    def prefill(self, seq: Seq) -> bool:
+        """Tiles of a resident's prompt, as many as policy, budget and pages allow."""
+        end = self._chunk_end(seq, self.policy.tokens(seq, self.left, self.view))
+        if end <= seq.computed:
+            return False
+        if seq.computed + 1 >= seq.release_at:
+            self.pages.release_behind(seq, seq.computed + 1)
+        missing = pages_for(end) - seq.table_end
+        if missing > self.pages.room() and not self._make_room(seq, missing):
+            if not self.pages.room() and not self._make_room(seq, 1):
+                self.starved = self.starved or seq
+                return False
+            end = self._within_room(seq, end)
+        self.pages.grow(seq, pages_for(end), self.grants)
+        self._add_tiles(seq, end)
+        return True
+
+    def _within_room(self, seq: Seq, end: int) -> int:
+        return min(end, self._cut(seq, (seq.table_end + self.pages.room()) * PAGE_TOKENS))
+
+    def _chunk_end(self, seq: Seq, tokens: int) -> int:
+        """Where a chunk of at most `tokens` from `seq.computed` on may end within the budget."""
+        tiles = min(self.left.tiles, self.left.tokens // PAGE_TOKENS)
+        if tokens <= 0 or tiles <= 0:
+            return seq.computed
+        return self._cut(seq, min(seq.computed + tokens, (seq.computed // PAGE_TOKENS + tiles) * PAGE_TOKENS))
+
+    @staticmethod
+    def _cut(seq: Seq, end: int) -> int:
+        """Only the last chunk of a prompt ends inside a page."""
+        return seq.target if end >= seq.target else end // PAGE_TOKENS * PAGE_TOKENS
+
+    def _add_tiles(self, seq: Seq, end: int) -> None:
+        start = seq.computed
+        while start < end:
+            stop = min(end, (start // PAGE_TOKENS + 1) * PAGE_TOKENS)
+            self.tiles.append(Work(seq.id, seq.slot, start, stop - start, stop == seq.target))
+            self.left.tiles -= 1
+            self.left.tokens -= PAGE_TOKENS
+            start = stop
+        seq.computed = end
+        seq.step = self.step
+        self.prefilled.append(seq)
+        if end == seq.target:
+            seq.phase = Phase.DECODE
+            seq.pending_rows += 1
+            seq.pending_tokens += 1
+            seq.forkable_from = self.step + 1
+            self.forkable.append(seq)
+
+    # Newcomers
+
+    def admit(self, seq: Seq) -> bool:
+        """A slot, the pages that the sequence can share, and its first tiles.
+
+        Beside others it is admitted only when its whole prompt fits with what admitted prompts still need. Alone it
+        always is, because arrivals that could not run alone are refused.
+        """
+        if not self.view.admitting or not seq.ready:
+            return False
+        if self._try_admit(seq):
+            if not self.roster.has_slot and not self.policy.displaces:
+                self.view.admitting = False
+            return True
+        if not self.policy.skips_misfits:
+            self.view.admitting = False
+        return False
+
+    def _try_admit(self, seq: Seq) -> bool:
+        tokens = self.policy.tokens(seq, self.left, self.view)
+        if tokens <= 0 or not self.left.tiles or self.left.tokens < PAGE_TOKENS:
+            return False
+        start = self._start(seq)
+        if not self._fits(seq, start, []):
+            victims = self._displaced_by(seq, start)
+            if victims is None:
+                return False
+            for victim in victims:
+                self.preempt(victim)
+        self._seat(seq, start)
+        end = self._within_room(seq, self._chunk_end(seq, tokens))
+        self.pages.grow(seq, pages_for(end), self.grants)
+        self._add_tiles(seq, end)
+        if self._reserved is not None:
+            self._reserve(seq)
+        return True
+
+    def _seat(self, seq: Seq, start: Start) -> None:
+        self.roster.take_slot(seq)
+        seq.phase = Phase.PREFILL
+        seq.target = seq.known
+        self.pages.begin(seq, start, self.grants, self.copies)
+        if not seq.preemptions and not seq.whole_prompt and self.limits.enable_prefix_caching:
+            self.pages.queries += seq.prompt
+            self.pages.hits += start.tokens
+        self.admits.append(Admit(seq.id, seq.slot, start.tokens))
+        self.admitted.append(seq)
+
+    def _start(self, seq: Seq) -> Start:
+        if len(seq.family) > 1 and not seq.generated and not seq.whole_prompt:
+            for donor in seq.family:
+                if donor.forkable_from <= self.step:
+                    start = self.pages.fork(seq, donor)
+                    if start is not None:
+                        return start
+        return self.pages.prefix(seq)
+
+    def _fits(self, seq: Seq, start: Start, victims: list[Seq]) -> bool:
+        """Whether `seq` can be admitted once `victims` are gone."""
+        if not self.roster.has_slot and not victims:
+            return False
+        others = len(self.roster.residents) + len(self.admitted) - len(self.preempted) - len(victims)
+        if others <= 0:
+            return True
+        gained = [self.pages.exclusive(victim, start.shared) for victim in victims]
+        needs = zip(self.pages.need_to_start(seq, start), self._others_need(), self.pages.watermark(), strict=True)
+        return all(
+            need + reserved + watermark <= self.pages.available(g) + sum(gain[g] for gain in gained)
+            for g, (need, reserved, watermark) in enumerate(needs)
+        )
+
+    def _displaced_by(self, seq: Seq, start: Start) -> list[Seq] | None:
+        """Residents whose eviction makes room for a newcomer, if the policy lets it take their place."""
+        if not self.policy.displaces:
+            return None
+        victims: list[Seq] = []
+        for victim in self._victims(seq):
+            if victim.family is not seq.family:
+                victims.append(victim)
+                if self._fits(seq, start, victims):
+                    return victims
+        return None
+
+    def _others_need(self) -> list[int]:
+        """Pages by group that admitted prompts have yet to be granted."""
+        if self._reserved is None:
+            self._reserved = [0] * len(self.view.groups)
+            for seq in self.roster.residents:
+                self._reserve(seq)
+            for seq in self.admitted:
+                self._reserve(seq)
+        return self._reserved
+
+    def _reserve(self, seq: Seq) -> None:
+        if seq.phase is Phase.PREFILL and self._reserved is not None:
+            for g, need in enumerate(self.pages.need(pages_for(seq.target) - seq.table_end)):
+                self._reserved[g] += need
+
+    # Victims
+
+    def preempt(self, seq: Seq) -> None:
+        self.pages.drop(seq)
+        self.roster.free_slot(seq)
+        seq.leave(self.step)
+        self.preempted.append(seq)
+        self._reserved = None
+
+    def _grow(self, seq: Seq, end: int) -> bool:
+        """Table entries up to `end`, at the cost of victims if need be."""
+        missing = end - seq.table_end
+        if missing > self.pages.room() and not self._make_room(seq, missing):
+            self.starved = self.starved or seq
+            return False
+        self.pages.grow(seq, end, self.grants)
+        return True
+
+    def _make_room(self, want: Seq, missing: int) -> bool:
+        """Evicts victims if that gives `missing` pages of every group; nobody is evicted in vain."""
+        victims: list[Seq] = []
+        groups = range(len(self.view.groups))
+        available, nobody = [self.pages.available(g) for g in groups], [()] * len(groups)
+        for victim in self._victims(want):
+            victims.append(victim)
+            available = [a + b for a, b in zip(available, self.pages.exclusive(victim, nobody), strict=True)]
+            if min(available) >= missing:
+                break
+        else:
+            return False
+        for victim in victims:
+            self.preempt(victim)
+        self.view.admitting = False  # pages just taken from a resident are not for newcomers
+        return True
+
+    def _victims(self, want: Seq) -> Iterator[Seq]:
+        for view in self.policy.victims(self.view):
+            victim = self.roster.seqs[view.id]
+            if victim is want or victim.step == self.step or not victim.resident:
+                continue
+            if self.policy.may_preempt(want, victim, self.view) is Evict.RECOMPUTE:
+                yield victim
+
+    # The end
+
+    def break_deadlock(self) -> None:
+        """If pages are all that is missing and no step in flight will free any, the first sequence that wanted them
+        takes them from the others, whatever the policy says."""
+        want = self.starved
+        if want is None or self.tiles or self.decode_rows or not self.idle_device or not want.resident:
+            return
+        for victim in list(reversed(self.roster.residents)):
+            if victim is not want and victim.resident:
+                self.preempt(victim)
+                if self.decode(want) if want.phase is Phase.DECODE else self.prefill(want):
+                    break
+
+    def finish(self) -> Plan:
+        self.pages.end_plan()
+        for seq in self.prefilled:
+            self.pages.publish(seq)
+        self.roster.commit(self.admitted, self.preempted, self.forkable)
+        self.view.admitting = True
+        moves = tuple(self.policy.residency(self.view, {work.seq for work in self.decode_rows + self.tiles}))
+        if moves:
+            raise NotImplementedError(f"policy {self.policy.name!r} asks for moves, but there is only one tier")
+        return Plan(
+            step=self.step,
+            decode=tuple(self.decode_rows),
+            prefill=tuple(self.tiles),
+            admits=tuple(self.admits),
+            preempted=tuple(seq.id for seq in self.preempted),
+            pages=PageUpdates(grants=tuple(self.grants), copies=tuple(self.copies), freed=self.pages.take_freed()),
+        )
+
+
+def build_plan(policy: Policy, view: View, roster: Roster, pages: Pages, in_flight: int) -> Plan:
+    """The next step. Sequences, queues and pages are changed to what they are once it has been launched.
+
+    `in_flight`: steps launched whose StepDone has not come.
+    """
+    draft = Draft(policy, view, roster, pages, in_flight)
+    left, step = draft.left, view.step
+    seqs = roster.seqs
+    for ranked in policy.rank(view):
+        seq = seqs[ranked.id]
+        if seq.step == step:
+            continue
+        if seq.phase is Phase.DECODE:
+            draft.decode(seq)
+        elif seq.phase is Phase.PREFILL:
+            draft.prefill(seq)
+        else:
+            draft.admit(seq)
+        if not left.tokens or not (left.rows or left.tiles):
+            break
+    draft.break_deadlock()
+    return draft.finish()

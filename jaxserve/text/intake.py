@@ -1,0 +1,114 @@
+"""From what callers say to what engines take: prompts, chats and parameters to a Request. Knows no engine, no asyncio."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jaxserve.text.chat import ChatTemplate
+from jaxserve.text.params import SEED_BITS, check_prompt, resolve
+from jaxserve.text.tokenizer import Tokenizer
+from jaxserve.types import ModelLimits, ParamError, Request, SamplingParams
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, or a dict with `prompt` or `prompt_token_ids`, and perhaps `cache_salt`."""
+
+MAX_NAME_CHARS = 128
+"""Of a salt or a tenant."""
+MAX_PRIORITY = 2**31 - 1
+
+
+class ParsedPrompt(msgspec.Struct, frozen=True):
+    """A prompt before tokenization: `text` or `tokens`, not both."""
+
+    text: str | None
+    tokens: Sequence[int] | None
+    salt: str
+
+
+class Intake:
+    """One model's way in: its tokenizer, chat template and recommended parameters, and what its engine can take."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, defaults: Mapping[str, Any], seed: int = 0):
+        """`defaults`: values of SamplingParams that the model's authors recommend. `seed` seeds the drawn seeds."""
+        self.tokenizer = tokenizer
+        self.template = template
+        self.defaults = dict(defaults)
+        self.limits: ModelLimits | None = None
+        self._random = random.Random(seed)
+
+    @classmethod
+    def from_folder(cls, folder: Path, tokenizer_folder: Path, *, chat_template: str | None, seed: int,
+                    defaults: Mapping[str, Any]) -> Intake:
+        """
+        Raises:
+            ConfigError: no tokenizer, or a file of it or a template that cannot be read.
+        """
+        tokenizer = Tokenizer.from_folder(tokenizer_folder)
+        template = ChatTemplate.from_folder(tokenizer_folder, tokenizer.special_tokens, chat_template)
+        if not template and folder != tokenizer_folder:
+            template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
+        return cls(tokenizer, template, defaults, seed)
+
+    def sampling_params(self, given: Mapping[str, Any] | None = None) -> SamplingParams:
+        """Parameters where the model's recommendations hold for what is not `given`."""
+        return SamplingParams(**{**self.defaults, **(given or {})})
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """As ChatTemplate.render. Tokenize it without special tokens: the template has written them."""
+        return self.template.render(messages, **options)
+
+    def request(self, prompt: Sequence[int], params: SamplingParams, *, id: str, priority: int = 0, tenant: str = "",
+                salt: str = "", stream: bool = True) -> Request:
+        """A request that the engine can take as it is.
+
+        Raises:
+            ParamError: the first thing about it that cannot be honoured.
+        """
+        if self.limits is None:
+            raise RuntimeError("the engine has not said its limits yet")
+        tokens = check_prompt(prompt, self.limits)
+        resolved = resolve(params, self.limits, len(tokens), self.tokenizer, self._draw_seed)
+        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_PRIORITY:
+            raise ParamError("priority", f"priority must be a whole number of 32 bits, not {priority!r:.60}")
+        _check_name("tenant", tenant)
+        _check_name("cache_salt", salt)
+        return Request(id=id, prompt=tokens, params=resolved.params, banned=resolved.banned, priority=priority,
+                       tenant=tenant, salt=salt, stream=stream)
+
+    def _draw_seed(self) -> int:
+        return self._random.getrandbits(SEED_BITS)
+
+
+def parse_prompt(prompt: Prompt) -> ParsedPrompt:
+    """Sorts out the spellings of a prompt.
+
+    Raises:
+        ParamError: none of them.
+    """
+    salt = ""
+    if isinstance(prompt, Mapping):
+        unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
+        if unknown or len({"prompt", "prompt_token_ids"} & set(prompt)) != 1:
+            raise ParamError("prompt", "a prompt given as a dict holds `prompt` or `prompt_token_ids`, and perhaps "
+                                       f"`cache_salt`; this one holds {', '.join(sorted(map(str, prompt))) or 'nothing'}")
+        salt = prompt.get("cache_salt") or ""
+        prompt = prompt["prompt"] if "prompt" in prompt else prompt["prompt_token_ids"]
+        if isinstance(prompt, Mapping):
+            raise ParamError("prompt", "a prompt must be text or token ids, not a dict in a dict")
+    if isinstance(prompt, str):
+        return ParsedPrompt(prompt, None, salt)
+    if hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise ParamError("prompt", f"a prompt must be text or token ids, not {type(prompt).__name__}")
+    return ParsedPrompt(None, prompt, salt)
+
+
+def _check_name(param: str, value: str) -> None:
+    if not isinstance(value, str) or len(value) > MAX_NAME_CHARS:
+        raise ParamError(param, f"{param} must be text of at most {MAX_NAME_CHARS} characters")

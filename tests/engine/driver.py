@@ -1,0 +1,92 @@
+"""Runs an engine core on the test's own thread: everything is submitted, then the loop is stepped until it is idle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxserve.config import EngineConfig
+from jaxserve.engine.core import EngineCore
+from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.load import load_core
+from jaxserve.types import (
+    Control,
+    Delta,
+    Deltas,
+    FinishReason,
+    FromCore,
+    Request,
+    SamplingParams,
+    Stats,
+    Submit,
+    TokenLogprobs,
+)
+
+
+@dataclass
+class Answer:
+    """What one choice got, all deltas together."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    error: str | None = None
+    deltas: int = 0
+
+    def take(self, delta: Delta) -> None:
+        assert self.finish is None, "a delta after the last one"
+        self.tokens.extend(delta.tokens)
+        self.logprobs.extend(delta.logprobs or ())
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+        self.finish, self.error = delta.finish, delta.error
+        self.cached_tokens += delta.cached_tokens
+        self.deltas += 1
+
+
+class Driver:
+    """One engine core and what it said."""
+
+    def __init__(self, **options: object):
+        self.inbox = Inbox()
+        self.answers: dict[tuple[str, int], Answer] = {}
+        self.stats: Stats | None = None
+        self.core: EngineCore = load_core(EngineConfig.of(**options), self.inbox, self._receive, lambda _: None)
+
+    def _receive(self, message: FromCore) -> None:
+        if isinstance(message, Deltas):
+            for delta in message.deltas:
+                self.answers.setdefault((delta.id, delta.choice), Answer()).take(delta)
+        elif isinstance(message, Stats):
+            self.stats = message
+
+    def submit(self, name: str, prompt: list[int], *, salt: str = "", stream: bool = True, **params: object) -> None:
+        params = {"seed": 0, "temperature": 0.0, **params}
+        request = Request(id=name, prompt=prompt, params=SamplingParams(**params), salt=salt, stream=stream)
+        self.inbox.put(Submit(request=request))
+
+    def run(self, most: int = 10_000) -> dict[tuple[str, int], Answer]:
+        """Steps until nothing is left to do; returns the answers so far and forgets them."""
+        for _ in range(most):
+            if not self.core.step():
+                break
+        else:
+            raise AssertionError(f"the engine still works after {most} steps")
+        answers, self.answers = self.answers, {}
+        return answers
+
+    def one(self, prompt: list[int], **params: object) -> Answer:
+        self.submit("one", prompt, **params)
+        return self.run()["one", 0]
+
+    def gauge(self, name: str) -> float:
+        return self._fresh_stats().gauges[name]
+
+    def counter(self, name: str) -> float:
+        return self._fresh_stats().counters[name]
+
+    def _fresh_stats(self) -> Stats:
+        self.inbox.put(Control(verb="stats"))
+        self.run()
+        assert self.stats is not None
+        return self.stats

@@ -1,0 +1,154 @@
+"""Plays the engine: feeds a scheduler with requests and results, runs its plans on the symbolic device."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+
+from jaxserve.scheduler import Limits, Recorder, Scheduler, make_policy
+from jaxserve.types import PAGE_TOKENS, Abort, Arrive, PageClass, PageClasses, Plan, SeqId, SeqResult, StepDone, Tick
+from tests.scheduler.device import Chain, Device, extend, next_token
+
+
+def groups_of(*pools: tuple[int, int | None]) -> tuple[PageClasses, ...]:
+    """KV groups from (pages, window)."""
+    return tuple(PageClasses(classes=(PageClass(name="kv", pages=n, bytes=1),), window=w) for n, w in pools)
+
+
+def limits_of(**changes: object) -> Limits:
+    small = {"max_num_seqs": 4, "max_num_batched_tokens": 256, "max_model_len": 1024, "max_tiles": 4}
+    merged = {**small, **changes}
+    merged.setdefault("max_decode_rows", merged["max_num_seqs"])
+    return Limits(**merged)  # type: ignore[arg-type]
+
+
+@dataclass
+class Host:
+    """What the engine knows of a sequence. `stop`: generated tokens after which it ends."""
+
+    chain: Chain
+    prompt: int
+    choice: int
+    stop: int
+    hashed: int
+    cached: list[int] = field(default_factory=list)
+    finished: bool = False
+
+    @property
+    def generated(self) -> int:
+        return len(self.chain) - 1 - self.prompt
+
+    def completed(self) -> tuple[bytes, ...]:
+        full = (len(self.chain) - 1) // PAGE_TOKENS
+        names = page_names(self.chain, self.hashed, full)
+        self.hashed = max(full, self.hashed)
+        return names
+
+
+def page_names(chain: Chain, first: int, end: int) -> tuple[bytes, ...]:
+    return tuple(str(chain[(i + 1) * PAGE_TOKENS]).encode() for i in range(first, end))
+
+
+class Driver:
+    """One engine with a symbolic device. Times are step numbers."""
+
+    def __init__(
+        self,
+        policy: str = "sarathi",
+        limits: Limits | None = None,
+        groups: tuple[PageClasses, ...] | None = None,
+        accepted: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.limits = limits or limits_of()
+        self.groups = groups or groups_of((64, None))
+        self.record = BytesIO()
+        self.scheduler = Scheduler(make_policy(policy), self.limits, self.groups, Recorder(self.record))
+        self.device = Device(self.limits, self.groups)
+        self.hosts: dict[SeqId, Host] = {}
+        self.plans: list[Plan] = []
+        self.preempted: list[SeqId] = []
+        self._accepted = accepted
+        self._in_flight: deque[tuple[int, dict[SeqId, list[int]]]] = deque()
+        self._now = 0.0
+
+    def arrive(
+        self,
+        seq: SeqId,
+        prompt: list[int] | int,
+        max_new: int = 8,
+        stop: int | None = None,
+        parent: SeqId | None = None,
+        choice: int = 0,
+        salt: int = 0,
+        **fields: object,
+    ) -> None:
+        """A prompt given as a number is that many tokens nobody else has."""
+        tokens = [seq * 100_003 + i for i in range(prompt)] if isinstance(prompt, int) else prompt
+        chain: Chain = [salt]
+        for token in tokens:
+            extend(chain, token)
+        host = Host(chain, len(tokens), choice, min(stop or max_new, max_new), len(tokens) // PAGE_TOKENS)
+        names = page_names(chain, 0, host.hashed)
+        self.hosts[seq] = host
+        self.scheduler.on_event(
+            Arrive(now=self._now, seq=seq, prompt=len(tokens), max_new=max_new, hashes=names, parent=parent, **fields)  # type: ignore[arg-type]
+        )
+
+    def abort(self, seq: SeqId) -> None:
+        self.scheduler.on_event(Abort(now=self._now, seq=seq))
+        self.hosts[seq].finished = True
+
+    def step(self) -> Plan:
+        """Plans, runs, and reports the step that is `lag` behind."""
+        self._now += 1.0
+        self.scheduler.on_event(Tick(now=self._now))
+        plan = self.scheduler.plan()
+        self.scheduler.check_integrity()
+        self.plans.append(plan)
+        self.preempted.extend(plan.preempted)
+        for admit in plan.admits:
+            self.hosts[admit.seq].cached.append(admit.cached)
+        launched = None
+        if plan.has_work:
+            samples = self.device.execute(
+                plan, lambda seq: (self.hosts[seq].chain, self.hosts[seq].choice), lambda _: self._accepted()
+            )
+            launched = (plan.step, samples)
+            self._in_flight.append(launched)
+        else:
+            assert not (plan.admits or plan.preempted or plan.pages.grants or plan.pages.copies)
+        while len(self._in_flight) > (self.limits.lag if launched else 0):
+            self._report(*self._in_flight.popleft())
+        self.scheduler.check_integrity()
+        return plan
+
+    def _report(self, step: int, samples: dict[SeqId, list[int]]) -> None:
+        results = []
+        for seq, tokens in samples.items():
+            host = self.hosts[seq]
+            if host.finished:
+                continue
+            taken = tokens[: host.stop - host.generated]
+            for token in taken:
+                assert token == next_token(host.chain, host.choice)
+                extend(host.chain, token)
+            host.finished = host.generated >= host.stop or len(host.chain) - 1 >= self.limits.max_model_len
+            results.append(SeqResult(seq, len(taken), host.finished, host.completed()))
+        self.scheduler.on_event(StepDone(now=self._now, step=step, duration=1.0, results=tuple(results)))
+
+    def run(self, most: int = 2000) -> None:
+        """Until all have finished."""
+        for _ in range(most):
+            if not self.scheduler.has_unfinished:
+                return
+            self.step()
+        left = {seq: host.generated for seq, host in self.hosts.items() if not host.finished}
+        raise AssertionError(f"after {most} steps there is no end; generated so far: {left}")
+
+
+def accept_randomly(seed: int, q: int) -> Callable[[], int]:
+    draw = random.Random(seed)
+    return lambda: draw.randrange(q)
