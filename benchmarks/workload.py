@@ -1,6 +1,6 @@
 """The prompts of the benchmarks: real questions as token ids of 32 to 512 tokens. Knows no engine.
 
-    python benchmarks/workload.py batch OUT.jsonl [--max-tokens 64]      # the 1,000 questions as OpenAI batch lines
+python benchmarks/workload.py batch OUT.jsonl [--max-tokens 64]      # the 1,000 questions as OpenAI batch lines
 """
 
 from __future__ import annotations
@@ -48,7 +48,12 @@ def write_batch(path: Path, max_tokens: int) -> None:
                 url, body = "/v1/completions", {"prompt": text}
             else:
                 url, body = "/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}
-            line = {"custom_id": f"question-{i}", "method": "POST", "url": url, "body": {**body, "max_tokens": max_tokens}}
+            line = {
+                "custom_id": f"question-{i}",
+                "method": "POST",
+                "url": url,
+                "body": {**body, "max_tokens": max_tokens},
+            }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -1,13 +1,15 @@
 """Trains the bundled model: `python scripts/train_bundled.py --corpus DIR --work DIR` (see scripts/bundled/ for the parts)."""
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jaxserve.checkpoint import load_model  # noqa: E402
 from jaxserve.models import Model, model_config_from_hf  # noqa: E402
-from scripts.bundled.curriculum import CURRICULUM  # noqa: E402
+from scripts.bundled.curriculum import CURRICULA  # noqa: E402
 from scripts.bundled.prepare import prepare  # noqa: E402
 from scripts.bundled.trainer import Trainer  # noqa: E402
 
@@ -34,14 +36,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop (and save) after so much time")
     parser.add_argument("--steps", type=int, default=None, help="stop (and save) after so many further steps")
+    parser.add_argument("--init", type=Path, help="begin from the weights and the tokenizer of this Hugging Face folder instead of from nothing")
     arguments = parser.parse_args()
-    prepared = prepare(arguments.corpus, arguments.work / "tokenizer.json", VOCABULARY)
-    model = Model.from_config(model_config_from_hf(hf_config()), "float32")
+    config, start, tokenizer_file = hf_config(), None, arguments.work / "tokenizer.json"
+    if arguments.init is not None:
+        config = json.loads((arguments.init / "config.json").read_text()) | {"max_position_embeddings": MAX_POSITIONS}
+        start, tokenizer_file = load_model(arguments.init, "float32")[1], arguments.init / "tokenizer.json"
+    prepared = prepare(arguments.corpus, tokenizer_file, VOCABULARY)
+    model = Model.from_config(model_config_from_hf(config), "float32")
 
     def say(line: str) -> None:
         print(time.strftime("%H:%M:%S "), line, flush=True)
 
-    trainer = Trainer(model, prepared, CURRICULUM, arguments.seed, arguments.work, say=say)
+    stages = CURRICULA["scratch" if start is None else "continued"]
+    trainer = Trainer(model, prepared, stages, arguments.seed, arguments.work, start, say=say)
     trainer.run(time.time() + 60 * arguments.minutes, arguments.steps)
 
 

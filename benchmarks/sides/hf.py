@@ -21,8 +21,14 @@ def main() -> None:
             ids = torch.tensor([[0] * (width - len(p)) + p for p in group])
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in group])
             # Both limits at max_tokens: no end of sequence may shorten a run.
-            new = model.generate(ids, attention_mask=mask, max_new_tokens=max_tokens, min_new_tokens=max_tokens,
-                                 do_sample=False, pad_token_id=0)
+            new = model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max_tokens,
+                min_new_tokens=max_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
             outputs += new[:, width:].tolist()
         return outputs
 

@@ -7,8 +7,14 @@ from vllm import LLM, SamplingParams
 
 
 def main() -> None:
-    llm = LLM(sys.argv[1], dtype="float32", skip_tokenizer_init=True, max_model_len=2048, max_num_seqs=int(sys.argv[2]),
-              enable_prefix_caching=False)
+    llm = LLM(
+        sys.argv[1],
+        dtype="float32",
+        skip_tokenizer_init=True,
+        max_model_len=2048,
+        max_num_seqs=int(sys.argv[2]),
+        enable_prefix_caching=False,
+    )
 
     def generate(prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0, detokenize=False)

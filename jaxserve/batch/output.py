@@ -57,8 +57,10 @@ class Output:
                 try:
                     head = msgspec.json.decode(line, type=_Head)
                 except (msgspec.DecodeError, UnicodeDecodeError):
-                    raise ConfigError(f"-o {self.path} holds something else than answers of a batch job (line "
-                                      f"{self.lines + 1}); name another file or remove it") from None
+                    raise ConfigError(
+                        f"-o {self.path} holds something else than answers of a batch job (line "
+                        f"{self.lines + 1}); name another file or remove it"
+                    ) from None
                 self.lines += 1
                 self.last_id = head.custom_id
                 end += len(line)
@@ -70,7 +72,7 @@ class Output:
         """Writes whole lines; they are the kernel's when this returns."""
         data = memoryview(b"".join(lines))
         while data:
-            data = data[os.write(self._fd, data):]
+            data = data[os.write(self._fd, data) :]
         self.lines += len(lines)
 
     def load_position(self) -> dict[str, Any] | None:

@@ -54,8 +54,9 @@ class Progress:
         left = (self.total_bytes - self.bytes) / fresh * (now - self._start) if fresh > 0 else None
         eta = "?" if left is None else duration(left)
         errors = f"  {self.errors} errors" if self.errors else ""
-        return (f"{self.lines} lines  {share:4.0%}  {self.rate(now):,.0f} tokens/s  {running} in work{errors}  "
-                f"{eta} left")
+        return (
+            f"{self.lines} lines  {share:4.0%}  {self.rate(now):,.0f} tokens/s  {running} in work{errors}  {eta} left"
+        )
 
     def rate(self, now: float) -> float:
         """Generated tokens per second since the start."""
@@ -67,8 +68,10 @@ class Progress:
         if self._width:
             self._out.write("\r" + " " * self._width + "\r")
         resumed = f" ({self._resumed_lines} of them by earlier runs)" if self._resumed_lines else ""
-        self._out.write(f"jaxserve: {self.lines} lines{resumed} in {duration(now - self._start)}: {self.prompt_tokens:,} "
-                        f"prompt and {self.new_tokens:,} new tokens, {self.rate(now):,.0f} tokens/s; {self.errors} errors\n")
+        self._out.write(
+            f"jaxserve: {self.lines} lines{resumed} in {duration(now - self._start)}: {self.prompt_tokens:,} "
+            f"prompt and {self.new_tokens:,} new tokens, {self.rate(now):,.0f} tokens/s; {self.errors} errors\n"
+        )
         self._out.flush()
 
 

@@ -95,8 +95,10 @@ def _resume(source: Path, output: Output) -> tuple[Any, int]:
         last = _skip_to(jobs, state, output.lines)
         if last is not None and last.custom_id == output.last_id:
             return jobs, last.end
-    raise ConfigError(f"-o {output.path} has {output.lines} answers, but the last one (custom_id {output.last_id!r}) does "
-                      f"not answer line {output.lines} of {source}; name another output file")
+    raise ConfigError(
+        f"-o {output.path} has {output.lines} answers, but the last one (custom_id {output.last_id!r}) does "
+        f"not answer line {output.lines} of {source}; name another output file"
+    )
 
 
 def _skip_to(jobs: Any, state: dict[str, Any], lines: int) -> Job | None:
@@ -113,7 +115,9 @@ def _skip_to(jobs: Any, state: dict[str, Any], lines: int) -> Job | None:
 class _Window:
     """The lines between the last written one and the newest started one."""
 
-    def __init__(self, jobs: Any, ids: Ids, output: Output, counts: Progress, answer: AnswerTo, window: int, show: bool):
+    def __init__(
+        self, jobs: Any, ids: Ids, output: Output, counts: Progress, answer: AnswerTo, window: int, show: bool
+    ):
         self.jobs = jobs
         self.ids = ids
         self.output = output

@@ -35,17 +35,28 @@ def parser() -> Parser:
     )
     verbs = made.add_subparsers(dest="what", metavar="{throughput,latency,serve}", required=True)
     for name, text, examples in (
-        ("throughput", "All prompts at once through the library.",
-         "jaxserve bench throughput --num-prompts 64 --max-num-seqs 16"),
-        ("latency", "One request at a time through the library.",
-         "jaxserve bench latency --input-len 128 --output-len 64"),
-        ("serve", "Streaming clients against a server.",
-         "jaxserve bench serve --url http://127.0.0.1:8000 --clients 16"),
+        (
+            "throughput",
+            "All prompts at once through the library.",
+            "jaxserve bench throughput --num-prompts 64 --max-num-seqs 16",
+        ),
+        (
+            "latency",
+            "One request at a time through the library.",
+            "jaxserve bench latency --input-len 128 --output-len 64",
+        ),
+        (
+            "serve",
+            "Streaming clients against a server.",
+            "jaxserve bench serve --url http://127.0.0.1:8000 --clients 16",
+        ),
     ):
         sub: Any = verbs.add_parser(name, help=text, verb=f"bench {name}", description=text, examples=examples)
         _add_workload(sub, num_prompts=8 if name == "latency" else 64)
         if name == "serve":
-            sub.add_argument("--url", metavar="URL", default="http://127.0.0.1:8000", help="The server. Default: %(default)s.")
+            sub.add_argument(
+                "--url", metavar="URL", default="http://127.0.0.1:8000", help="The server. Default: %(default)s."
+            )
             sub.add_argument("--api-key", metavar="KEY", help="Key for it. Default: the variable OPENAI_API_KEY.")
             sub.add_argument("--model", metavar="NAME", help="Name to send as `model`, where the server wants one.")
             sub.add_argument("--clients", type=int, default=16, metavar="N", help="Requests in flight. Default: 16.")
@@ -57,12 +68,22 @@ def parser() -> Parser:
 def _add_workload(parser: argparse.ArgumentParser, num_prompts: int) -> None:
     group = parser.add_argument_group("workload")
     group.add_argument("--num-prompts", type=int, default=num_prompts, metavar="N", help=f"Default: {num_prompts}.")
-    group.add_argument("--input-len", default="32:512", metavar="N|LOW:HIGH",
-                       help="Tokens of a random prompt. Default: 32:512, evenly.")
-    group.add_argument("--prompts", type=Path, metavar="FILE", help="Prompts to use instead: JSONL with a field `prompt` "
-                                                                    "(text or token ids), or a text a line.")
+    group.add_argument(
+        "--input-len",
+        default="32:512",
+        metavar="N|LOW:HIGH",
+        help="Tokens of a random prompt. Default: 32:512, evenly.",
+    )
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="Prompts to use instead: JSONL with a field `prompt` (text or token ids), or a text a line.",
+    )
     group.add_argument("--output-len", type=int, default=128, metavar="N", help="Tokens to generate. Default: 128.")
-    group.add_argument("--warmup", type=int, default=4, metavar="N", help="Requests before the clock starts. Default: 4.")
+    group.add_argument(
+        "--warmup", type=int, default=4, metavar="N", help="Requests before the clock starts. Default: 4."
+    )
     group.add_argument("--json", type=Path, metavar="FILE", help="Write the figures there as well.")
 
 
@@ -133,9 +154,14 @@ def _throughput(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, fl
     outputs = llm.generate(prompts, params)
     seconds = time.perf_counter() - start
     new = sum(len(output.outputs[0].token_ids) for output in outputs)
-    return {"requests": len(prompts), "seconds": seconds,
-            "prompt_tokens": sum(len(output.prompt_token_ids) for output in outputs), "new_tokens": new,
-            "requests_per_s": len(prompts) / seconds, "new_tokens_per_s": new / seconds}
+    return {
+        "requests": len(prompts),
+        "seconds": seconds,
+        "prompt_tokens": sum(len(output.prompt_token_ids) for output in outputs),
+        "new_tokens": new,
+        "requests_per_s": len(prompts) / seconds,
+        "new_tokens_per_s": new / seconds,
+    }
 
 
 def _latency(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:
@@ -156,7 +182,9 @@ def _library(args: argparse.Namespace) -> tuple[Any, Any]:
     from jaxserve.api import LLM
     from jaxserve.types import SamplingParams
 
-    return LLM(config=config), SamplingParams(max_tokens=args.output_len, temperature=0.0, ignore_eos=True, detokenize=False)
+    return LLM(config=config), SamplingParams(
+        max_tokens=args.output_len, temperature=0.0, ignore_eos=True, detokenize=False
+    )
 
 
 def _print_table(title: str, figures: dict[str, float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any
 
@@ -34,8 +34,12 @@ def parser() -> Parser:
         jaxserve chat --url http://127.0.0.1:8000
         """,
     )
-    made.add_argument("message", metavar="MESSAGE", nargs="?", help="Ask this and end. Default: standard input, unless "
-                                                                    "it is a terminal.")
+    made.add_argument(
+        "message",
+        metavar="MESSAGE",
+        nargs="?",
+        help="Ask this and end. Default: standard input, unless it is a terminal.",
+    )
     made.add_argument("--system", metavar="TEXT", help="A system message to begin with.")
     add_sampling_options(made)
     add_server_options(made)
@@ -72,7 +76,7 @@ class Conversation:
     def clear(self) -> None:
         self.messages = list(self._start)
 
-    def ask(self, message: str) -> Iterator[str]:
+    def ask(self, message: str) -> Generator[str, None, None]:
         """The answer, piece by piece. It becomes part of the conversation as far as it came; a question without any
         answer is forgotten."""
         self.messages.append({"role": "user", "content": message})

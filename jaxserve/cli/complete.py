@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     prompt = args.prompt
     if prompt is None:
         if sys.stdin.isatty():
-            raise ConfigError("complete needs a text, as an argument or on standard input (see jaxserve complete --help)")
+            raise ConfigError(
+                "complete needs a text, as an argument or on standard input (see jaxserve complete --help)"
+            )
         prompt = sys.stdin.read()
     if not prompt:
         raise ConfigError("the text to continue is empty")

@@ -27,9 +27,11 @@ def parser() -> Parser:
     )
     made.add_argument("source", metavar="SOURCE", help="Folder in Hugging Face layout, or a hub id.")
     made.add_argument("target", metavar="TARGET", type=Path, help="Folder to write; must not hold a model yet.")
-    for name, text in (("dtype", "Type of the weights that are not quantized. Default: the checkpoint's own."),
-                       ("quantization", "Weight format, such as int8. Default: none."),
-                       ("revision", "Branch, tag or commit of a hub id.")):
+    for name, text in (
+        ("dtype", "Type of the weights that are not quantized. Default: the checkpoint's own."),
+        ("quantization", "Weight format, such as int8. Default: none."),
+        ("revision", "Branch, tag or commit of a hub id."),
+    ):
         made.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="NAME", help=text)
     return made
 

@@ -60,8 +60,9 @@ class _Event(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Event).decode
 
 
-async def measure(base: str, prompts: Sequence[Prompt], clients: int, fields: dict[str, Any],
-                  headers: dict[str, str] | None = None) -> list[Shot]:
+async def measure(
+    base: str, prompts: Sequence[Prompt], clients: int, fields: dict[str, Any], headers: dict[str, str] | None = None
+) -> list[Shot]:
     """Sends every prompt to `base`/v1/completions, `clients` at a time; `fields` are the rest of the body.
 
     Raises:
@@ -108,11 +109,18 @@ async def _post_events(base: str, path: str, body: bytes, headers: dict[str, str
     """The data of each server-sent event up to `[DONE]`."""
     address = urlsplit(base)
     secure = address.scheme == "https"
-    reader, writer = await asyncio.open_connection(address.hostname, address.port or (443 if secure else 80),
-                                                   ssl=secure or None)
+    reader, writer = await asyncio.open_connection(
+        address.hostname, address.port or (443 if secure else 80), ssl=secure or None
+    )
     try:
-        lines = [f"POST {address.path}{path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json",
-                 "Connection: close", f"Content-Length: {len(body)}", *(f"{k}: {v}" for k, v in headers.items())]
+        lines = [
+            f"POST {address.path}{path} HTTP/1.1",
+            f"Host: {address.netloc}",
+            "Content-Type: application/json",
+            "Connection: close",
+            f"Content-Length: {len(body)}",
+            *(f"{k}: {v}" for k, v in headers.items()),
+        ]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         if head.split(" ", 2)[1] != "200":
@@ -148,8 +156,11 @@ def summary(shots: Sequence[Shot]) -> dict[str, float]:
         "requests_per_s": len(shots) / elapsed,
         "new_tokens_per_s": new / elapsed,
     }
-    for name, values in (("ttft", [s.ttft for s in shots]), ("tpot", [s.tpot for s in shots if s.tpot is not None]),
-                         ("latency", [s.latency for s in shots])):
+    for name, values in (
+        ("ttft", [s.ttft for s in shots]),
+        ("tpot", [s.tpot for s in shots if s.tpot is not None]),
+        ("latency", [s.latency for s in shots]),
+    ):
         ordered = sorted(values)
         if ordered:
             result[f"{name}_mean_ms"] = 1000 * sum(ordered) / len(ordered)

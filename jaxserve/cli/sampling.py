@@ -18,13 +18,20 @@ _OPTIONS: tuple[tuple[str, type, str], ...] = (
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling", "Without these: what the model's generation_config.json or the server "
-                                                  "says.")
+    group = parser.add_argument_group(
+        "sampling", "Without these: what the model's generation_config.json or the server says."
+    )
     for name, kind, text in _OPTIONS:
-        group.add_argument("--" + name.replace("_", "-"), dest=f"sampling_{name}", type=kind, help=text,
-                           metavar=kind.__name__.upper())
-    group.add_argument("--stop", dest="sampling_stop", action="append", metavar="TEXT",
-                       help="End the answer before this text. May be repeated.")
+        group.add_argument(
+            "--" + name.replace("_", "-"), dest=f"sampling_{name}", type=kind, help=text, metavar=kind.__name__.upper()
+        )
+    group.add_argument(
+        "--stop",
+        dest="sampling_stop",
+        action="append",
+        metavar="TEXT",
+        help="End the answer before this text. May be repeated.",
+    )
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Protocol
 
 from jaxserve.cli.errors import Failure
@@ -20,7 +20,7 @@ COMPLETE = "/v1/completions"
 
 
 class Talker(Protocol):
-    def stream(self, url: str, body: dict[str, Any]) -> Iterator[str]:
+    def stream(self, url: str, body: dict[str, Any]) -> Generator[str, None, None]:
         """Pieces of the answer to `body` at `url` (CHAT or COMPLETE). Closing the iterator ends the request.
 
         Raises:
@@ -73,7 +73,7 @@ class Remote:
         self._client = httpx.Client(timeout=httpx.Timeout(None, connect=10.0), headers=auth_headers(api_key))
         self._model = model
 
-    def stream(self, url: str, body: dict[str, Any]) -> Iterator[str]:
+    def stream(self, url: str, body: dict[str, Any]) -> Generator[str, None, None]:
         import httpx
 
         try:

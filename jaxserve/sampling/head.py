@@ -164,8 +164,8 @@ def _append(slots: Slots, ids: Array, ints: Array, tokens: Array, count: Array, 
 
 def _propose(slots: Slots, ids: Array, proposer: Proposer | None) -> Slots:
     """Stores the drafts that the next forward verifies, no more than page and length allow."""
-    if proposer is None or slots.drafts.shape[1] == 0:
-        return dataclasses.replace(slots, ints=slots.ints.at[ids, Ints.DRAFT_LEN].set(0, mode="drop"))
+    if proposer is None:
+        return slots  # admission left DRAFT_LEN at 0
     drafts, found = proposer.propose(slots, ids)
     ints = slots.ints.at[ids].get(mode="fill", fill_value=0)
     found = jnp.minimum(found, verify.room(ints[:, Ints.LENGTH], ints[:, Ints.LIMIT]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ class Slots:
 
 def shapes(layout: SlotLayout) -> Slots:
     """The same tree with `jax.ShapeDtypeStruct` leaves: for compiling ahead of time and for sizing memory."""
-    of = jax.ShapeDtypeStruct
+    of: Any = jax.ShapeDtypeStruct
     return Slots(
         tokens=of((layout.slots, layout.max_len), jnp.int32),
         ints=of((layout.slots, len(Ints)), jnp.int32),

@@ -1,1 +1,1 @@
-"""Text at the edges of an engine: tokens, chat templates, streamed text, stop strings, parameters. No jax, no asyncio."""
+"""Text at the edges of an engine: tokens, chat templates, streamed text, stop strings, parameters. No jax."""

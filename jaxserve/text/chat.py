@@ -1,8 +1,8 @@
 """Chat templates: messages to the prompt a model was trained on, as transformers' `apply_chat_template` renders them.
 
-Templates come with the model and run in jinja2's sandbox over plain JSON values; a request never brings its own. Rendered
-text is tokenized as it stands, so text in a message that looks like a special token is one (as in vLLM). Rendering has no
-time limit of its own.
+Templates come with the model and run in jinja2's sandbox over plain JSON values; a request never brings its own. What
+they render is tokenized as it stands, so text in a message that looks like a special token is one (as in vLLM).
+Rendering has no time limit of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxserve.types import ParamError
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template",
                        "conversation", "tokenize", "return_dict", "self", "loop", "caller", "varargs", "kwargs"})
-# Stands where the last message's text ends, to find that place in the prompt. Private use, so no message has it by chance.
+# Stands where the last message's text ends, to find the place in the prompt. For private use: no text has it by chance.
 _END_MARK = "\U000fc0de\U000fc0de"
 
 
@@ -84,12 +84,13 @@ class ChatTemplate:
             chat = [{**m, "role": "system"} if m["role"] == "developer" else m for m in chat]
         if continue_final_message:
             if add_generation_prompt:
-                raise ParamError("continue_final_message", "continue_final_message and add_generation_prompt exclude each "
-                                                           "other")
+                raise ParamError("continue_final_message", "continue_final_message and add_generation_prompt exclude "
+                                                           "each other")
             chat = [*chat[:-1], _open_ended(chat[-1])]
         try:
-            prompt = template.render(messages=chat, tools=_plain_tools(tools), add_generation_prompt=add_generation_prompt,
-                                     **self._special_tokens, **(options or {}))
+            prompt = template.render(messages=chat, tools=_plain_tools(tools),
+                                     add_generation_prompt=add_generation_prompt, **self._special_tokens,
+                                     **(options or {}))
         except jinja2.TemplateError as error:
             raise ParamError("messages", f"the chat template refuses these messages: {error}") from None
         except Exception as error:  # a template is a program: any of its faults is an answer to these messages
@@ -100,7 +101,7 @@ class ChatTemplate:
     def _check_options(self, options: Mapping[str, Any]) -> None:
         for name in options:
             if not name.isidentifier() or name.startswith("_"):
-                raise ParamError("chat_template_kwargs", f"chat_template_kwargs: {name[:60]!r} is not a variable's name")
+                raise ParamError("chat_template_kwargs", f"chat_template_kwargs: {name!r:.60} is not a variable's name")
             if name in _RESERVED or name in self._environment.globals or name in self._special_tokens:
                 raise ParamError("chat_template_kwargs", f"chat_template_kwargs must not set {name}")
 

@@ -25,17 +25,18 @@ codecs.register_error(_EACH_BYTE, _each_byte)
 class Detokenizer:
     """Streams the text that `tokens` add after `prompt`: constant work for a token, whole characters only.
 
-    All that was returned, plus `flush()`, is `Tokenizer.decode(prompt + tokens)` without the prompt's part. One exception:
-    byte-fallback tokenizers decode a run of byte tokens as all or nothing, so that one bad byte unmakes characters before
-    it; here characters stand once they are complete, and only the bad bytes become U+FFFD.
+    All that was returned, plus `flush()`, is `Tokenizer.decode(prompt + tokens)` without the prompt's part. One
+    exception: byte-fallback tokenizers decode a run of byte tokens as all or nothing, so that one bad byte unmakes
+    characters before it; here characters stand once they are complete, and only the bad bytes become U+FFFD.
     """
 
-    __slots__ = ("_bytes", "_decode", "_started", "_strip", "_first_drops_spaces")
+    __slots__ = ("_bytes", "_errors", "_rest", "_started", "_strip", "_first_drops_spaces")
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), skip_special_tokens: bool = True):
         decoding = tokenizer.decoding
         self._bytes = tokenizer.bytes_of(skip_special_tokens)
-        self._decode = codecs.getincrementaldecoder("utf-8")(_EACH_BYTE if decoding.byte_fallback else "replace").decode
+        self._errors = _EACH_BYTE if decoding.byte_fallback else "replace"
+        self._rest = b""
         self._strip = decoding.strip
         self._first_drops_spaces = decoding.first_drops_spaces
         self._started = not (self._strip or self._first_drops_spaces)
@@ -50,7 +51,15 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What an unfinished character at the end comes to. Nothing may be pushed afterwards."""
-        return self._decode(b"", True)
+        rest, self._rest = self._rest, b""
+        return codecs.utf_8_decode(rest, self._errors, True)[0]
+
+    def _decode(self, more: bytes) -> str:
+        """The text that `more` completes; bytes of an unfinished character wait."""
+        data = self._rest + more
+        text, used = codecs.utf_8_decode(data, self._errors, False)
+        self._rest = data[used:]
+        return text
 
     def _follow(self, prompt: Sequence[int]) -> None:
         """Takes the place after `prompt`, whose last token may end inside a character."""

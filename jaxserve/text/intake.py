@@ -1,10 +1,9 @@
-"""From what callers say to what engines take: prompts, chats and parameters to a Request. Knows no engine, no asyncio."""
+"""From what callers say to what engines take: prompts, chats and parameters to a Request. Knows no engine."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,26 +32,16 @@ class ParsedPrompt(msgspec.Struct, frozen=True):
 class Intake:
     """One model's way in: its tokenizer, chat template and recommended parameters, and what its engine can take."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, defaults: Mapping[str, Any], seed: int = 0):
-        """`defaults`: values of SamplingParams that the model's authors recommend. `seed` seeds the drawn seeds."""
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, defaults: Mapping[str, Any] | None = None, *,
+                 longest_answer: int | None = None, seed: int = 0):
+        """`defaults`: values of SamplingParams that the model's authors recommend. `longest_answer`: max_tokens of
+        requests that leave it open, if not all the room there is. `seed` seeds the drawn seeds."""
         self.tokenizer = tokenizer
         self.template = template
-        self.defaults = dict(defaults)
+        self.defaults = dict(defaults or {})
+        self._longest_answer = longest_answer
         self.limits: ModelLimits | None = None
         self._random = random.Random(seed)
-
-    @classmethod
-    def from_folder(cls, folder: Path, tokenizer_folder: Path, *, chat_template: str | None, seed: int,
-                    defaults: Mapping[str, Any]) -> Intake:
-        """
-        Raises:
-            ConfigError: no tokenizer, or a file of it or a template that cannot be read.
-        """
-        tokenizer = Tokenizer.from_folder(tokenizer_folder)
-        template = ChatTemplate.from_folder(tokenizer_folder, tokenizer.special_tokens, chat_template)
-        if not template and folder != tokenizer_folder:
-            template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
-        return cls(tokenizer, template, defaults, seed)
 
     def sampling_params(self, given: Mapping[str, Any] | None = None) -> SamplingParams:
         """Parameters where the model's recommendations hold for what is not `given`."""
@@ -72,6 +61,9 @@ class Intake:
         if self.limits is None:
             raise RuntimeError("the engine has not said its limits yet")
         tokens = check_prompt(prompt, self.limits)
+        if params.max_tokens is None and self._longest_answer is not None:
+            room = self.limits.max_model_len - len(tokens)
+            params = msgspec.structs.replace(params, max_tokens=min(room, self._longest_answer))
         resolved = resolve(params, self.limits, len(tokens), self.tokenizer, self._draw_seed)
         if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_PRIORITY:
             raise ParamError("priority", f"priority must be a whole number of 32 bits, not {priority!r:.60}")
@@ -95,18 +87,17 @@ def parse_prompt(prompt: Prompt) -> ParsedPrompt:
         unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
         if unknown or len({"prompt", "prompt_token_ids"} & set(prompt)) != 1:
             raise ParamError("prompt", "a prompt given as a dict holds `prompt` or `prompt_token_ids`, and perhaps "
-                                       f"`cache_salt`; this one holds {', '.join(sorted(map(str, prompt))) or 'nothing'}")
+                                       f"`cache_salt`, not {sorted(map(str, prompt))!r:.200}")
         salt = prompt.get("cache_salt") or ""
         prompt = prompt["prompt"] if "prompt" in prompt else prompt["prompt_token_ids"]
         if isinstance(prompt, Mapping):
             raise ParamError("prompt", "a prompt must be text or token ids, not a dict in a dict")
     if isinstance(prompt, str):
         return ParsedPrompt(prompt, None, salt)
-    if hasattr(prompt, "tolist"):
-        prompt = prompt.tolist()
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+    tokens: Any = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not isinstance(tokens, Sequence) or isinstance(tokens, bytes):
         raise ParamError("prompt", f"a prompt must be text or token ids, not {type(prompt).__name__}")
-    return ParsedPrompt(None, prompt, salt)
+    return ParsedPrompt(None, tokens, salt)
 
 
 def _check_name(param: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""Chat messages, checked and reduced to what templates read: dicts of plain JSON with text as content. Knows no template."""
+"""Chat messages, checked and reduced to what templates read: plain JSON with text as content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of `messages`: `content` is a string (text parts joined by line ends), arguments of tool calls are objects.
+    """Copies of `messages`: `content` is a string (text parts joined by line ends), arguments of calls are objects.
 
     Raises:
         ParamError: `messages`, naming the first message that is wrong.
@@ -55,8 +55,8 @@ def _text(where: str, content: Any, optional: bool) -> str:
     for index, part in enumerate(content):
         kind = part.get("type", "text") if isinstance(part, dict) else None
         if kind not in _TEXT_PARTS:
-            raise ParamError("messages", f"{where}.content[{index}] is {_show(kind)}; this model reads parts of type text "
-                                         f"only")
+            raise ParamError("messages", f"{where}.content[{index}] is {_show(kind)}; this model reads parts of type "
+                                         f"text only")
         if not isinstance(part.get("text"), str):
             raise ParamError("messages", f"{where}.content[{index}].text must be a string")
         texts.append(part["text"])

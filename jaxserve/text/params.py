@@ -6,6 +6,7 @@ no HTTP; errors are ParamError with the name that a client knows, the value and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -58,8 +59,8 @@ def resolve(params: SamplingParams, limits: ModelLimits, prompt_len: int, tokeni
         raise ParamError("allowed_token_ids", "allowed_token_ids leaves no token to generate")
     stop_ids = _ids("stop_token_ids", params.stop_token_ids, limits)
     if len(stop_ids) > limits.max_stop_token_ids:
-        raise ParamError("stop_token_ids", f"stop_token_ids holds {len(stop_ids)} ids; at most "
-                                           f"{limits.max_stop_token_ids} are possible")
+        raise ParamError("stop_token_ids", f"stop_token_ids holds {len(stop_ids)} ids; the most are "
+                                           f"{limits.max_stop_token_ids}")
     _check_stops(params, limits)
     resolved = msgspec.structs.replace(
         params,
@@ -94,8 +95,8 @@ def check_prompt(prompt: Sequence[int], limits: ModelLimits) -> list[int]:
     if not prompt:
         raise ParamError("prompt", "the prompt has no tokens")
     if len(prompt) >= limits.max_model_len:
-        raise ParamError("prompt", f"the prompt has {len(prompt)} tokens; the model's context of {limits.max_model_len} "
-                                   f"leaves room for at most {limits.max_model_len - 1}")
+        raise ParamError("prompt", f"the prompt has {len(prompt)} tokens; the model's context of "
+                                   f"{limits.max_model_len} leaves room for at most {limits.max_model_len - 1}")
     return list(_ids("prompt", prompt, limits))
 
 
@@ -104,12 +105,12 @@ _FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "de
 
 def _check_stops(params: SamplingParams, limits: ModelLimits) -> None:
     if len(params.stop) > limits.max_stop_strings:
-        raise ParamError("stop", f"stop holds {len(params.stop)} strings; at most {limits.max_stop_strings} are possible")
+        raise ParamError("stop", f"stop holds {len(params.stop)} strings; the most are {limits.max_stop_strings}")
     for stop in params.stop:
         if not isinstance(stop, str) or not stop:
             raise ParamError("stop", "stop must hold strings that are not empty")
         if len(stop) > MAX_STOP_CHARS:
-            raise ParamError("stop", f"a stop string has {len(stop)} characters; at most {MAX_STOP_CHARS} are possible")
+            raise ParamError("stop", f"a stop string has {len(stop)} characters; the most are {MAX_STOP_CHARS}")
     if params.stop and not params.detokenize:
         raise ParamError("stop", "stop needs detokenize: strings are found in the text")
 
@@ -122,17 +123,17 @@ def _banned_sequences(words: Collection[str], limits: ModelLimits, tokenizer: To
             raise ParamError("bad_words", "bad_words must hold words that are not empty")
         bare = word.lstrip()
         if len(bare) > MAX_STOP_CHARS:
-            raise ParamError("bad_words", f"a bad word has {len(bare)} characters; at most {MAX_STOP_CHARS} are possible")
+            raise ParamError("bad_words", f"a bad word has {len(bare)} characters; the most are {MAX_STOP_CHARS}")
         for spelling in (bare, " " + bare):
             tokens = tuple(tokenizer.encode(spelling, add_special_tokens=False))
             if len(tokens) > limits.max_banned_length:
-                raise ParamError("bad_words", f"the bad word {word!r:.60} takes {len(tokens)} tokens; at most "
-                                              f"{limits.max_banned_length} are possible")
+                raise ParamError("bad_words", f"the bad word {word!r:.60} takes {len(tokens)} tokens; the most are "
+                                              f"{limits.max_banned_length}")
             if tokens and max(tokens) < limits.vocab_size:
                 found[tokens] = word
     if len(found) > limits.max_banned_sequences:
-        raise ParamError("bad_words", f"bad_words come to {len(found)} token sequences (with and without a space before); "
-                                      f"at most {limits.max_banned_sequences} are possible")
+        raise ParamError("bad_words", f"bad_words come to {len(found)} token sequences (with and without a space "
+                                      f"before); the most are {limits.max_banned_sequences}")
     return tuple(found)
 
 
@@ -142,7 +143,7 @@ def _logit_bias(bias: dict[Any, Any] | None, limits: ModelLimits) -> dict[int, f
     if not isinstance(bias, dict):
         raise ParamError("logit_bias", "logit_bias must map token ids to numbers")
     if len(bias) > limits.max_logit_bias:
-        raise ParamError("logit_bias", f"logit_bias names {len(bias)} tokens; at most {limits.max_logit_bias} are possible")
+        raise ParamError("logit_bias", f"logit_bias names {len(bias)} tokens; the most are {limits.max_logit_bias}")
     found = {}
     for key, value in bias.items():
         # JSON's keys are text.
@@ -185,19 +186,24 @@ def _flag(param: str, value: Any) -> bool:
 def _whole(param: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ParamError(param, f"{param} must be a whole number, not {_show(value)}")
-    if not low <= value <= high:
-        raise ParamError(param, f"{param} must be {_range(low, high)} (it is {_show(value)})")
-    return int(value)
+    number = int(value)
+    if not low <= number <= high:
+        raise ParamError(param, f"{param} must be {_range(low, high)} (it is {_show(number)})")
+    return number
 
 
 def _number(name: str, value: Any, low: float, high: float, above: bool = False, param: str | None = None) -> float:
     """`above`: the lower bound itself is excluded."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ParamError(param or name, f"{name} must be a number, not {_show(value)}")
-    if not low <= value <= high or (above and value == low):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not low <= number <= high or (above and number == low):
         bounds = f"above {low:g} and at most {high:g}" if above else _range(low, high)
         raise ParamError(param or name, f"{name} must be {bounds} (it is {_show(value)})")
-    return float(value)
+    return number
 
 
 def _range(low: float, high: float) -> str:

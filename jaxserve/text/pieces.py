@@ -1,8 +1,8 @@
 """What bytes a token stands for. Reads the decoder part of a tokenizer.json; knows nothing of streams or requests.
 
-Every decoder of the model families served here amounts to: each token becomes bytes on its own, the bytes are joined and
-read as UTF-8, and something may be taken from the front of the text. Knowing the bytes makes streamed decoding exact and
-cheap, and gives the bytes that OpenAI's log-probs report.
+Every decoder of the model families served here amounts to: each token becomes bytes on its own, the bytes are joined
+and read as UTF-8, and something may be taken from the front of the text. Knowing the bytes makes streamed decoding
+exact and cheap, and gives the bytes that OpenAI's log-probs report.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Decoding:
     """How a tokenizer's tokens become text.
 
     `byte_level`: a token spells bytes in GPT-2's alphabet. `byte_fallback`: tokens such as <0xE2> are single bytes.
-    `replaces`: substitutions inside a token. `prefix` stands before each token. `strip`: spaces to take from the front of
-    the text at most. `first_drops_spaces`: the first token loses its spaces.
+    `replaces`: substitutions inside a token. `prefix` stands before each token. `strip`: spaces to take from the front
+    of the text at most. `first_drops_spaces`: the first token loses its spaces.
     """
 
     byte_level: bool = False
@@ -74,8 +74,8 @@ def read_decoding(spec: Mapping[str, Any] | None) -> Decoding:
             found["replaces"] += ((step["replacement"], " "),)
             found["first_drops_spaces"] = step["prepend_scheme"] != "never"
         else:
-            raise ConfigError(f"the tokenizer's decoder step {kind} is not supported (ByteLevel, Metaspace, and Replace, "
-                              f"ByteFallback, Fuse, Strip in this order are)")
+            raise ConfigError(f"the tokenizer's decoder step {kind} is not supported (ByteLevel, Metaspace, and "
+                              f"Replace, ByteFallback, Fuse, Strip in this order are)")
     return Decoding(**found)
 
 

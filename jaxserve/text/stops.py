@@ -1,7 +1,7 @@
 """Stop strings in streamed text. Knows nothing of tokens.
 
-The stop that is complete first ends the text, wherever pieces of the stream begin and end; of two that are complete with
-the same character, the longer. Text that may be the beginning of a stop is held back until it is known not to be.
+The stop that is complete first ends the text, wherever pieces of the stream begin and end; of two that are complete
+with the same character, the longer. Text that may be the beginning of a stop is held back until it is known not to be.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model's tokenizer: text to token ids and back, over the `tokenizers` library. Knows nothing of templates or streams."""
+"""A model's tokenizer: text to token ids and back, over the `tokenizers` library. Knows no templates."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from jaxserve.text.pieces import Decoding, read_decoding
 from jaxserve.types import ParamError
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 class Tokenizer:
-    """Token ids are the model's. Text that looks like a special token (`<|im_end|>`) is parsed as one wherever it stands,
-    in prompts and in chat messages, as in vLLM and Hugging Face: whoever serves untrusted text and minds must escape it.
+    """Token ids are the model's. Text that looks like a special token (`<|im_end|>`) is parsed as one wherever it
+    stands, in prompts and in chat messages, as in vLLM and Hugging Face; who minds must escape it beforehand.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any]):
@@ -54,8 +55,8 @@ class Tokenizer:
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            raise ConfigError(f"{folder} has no tokenizer.json; name a folder that has one with --tokenizer, or write one "
-                              f"with transformers: AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained(...)")
+            raise ConfigError(f"{folder} has no tokenizer.json; name a folder with one by --tokenizer, or write it "
+                              f"with AutoTokenizer.from_pretrained(...).save_pretrained({str(folder)!r})")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
@@ -151,7 +152,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> Non
     declared = config.get("added_tokens_decoder") or {}
     for _, entry in sorted(declared.items(), key=lambda item: int(item[0])):
         if backend.token_to_id(entry["content"]) is None:
-            flags = {name: bool(entry[name]) for name in ("lstrip", "rstrip", "single_word", "normalized") if name in entry}
+            flags = {name: bool(entry[name]) for name in _FLAGS if name in entry}
             token = AddedToken(entry["content"], special=bool(entry.get("special")), **flags)
             add = backend.add_special_tokens if entry.get("special") else backend.add_tokens
             add([token])
@@ -165,9 +166,10 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> Non
 def _frame(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> TemplateProcessing:
     around = [text for text in (bos, eos) if text is not None]
     template = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
-    return TemplateProcessing(single=template, special_tokens=[(text, backend.token_to_id(text)) for text in set(around)])
+    ids = [(text, backend.token_to_id(text)) for text in set(around)]
+    return TemplateProcessing(single=template, special_tokens=ids)
 
 
 def _decoding(backend: tokenizers.Tokenizer) -> Decoding:
-    # The state of the decoder is its part of tokenizer.json; the whole file as text would take a second for a large one.
+    # The decoder's state is its part of tokenizer.json; the whole file as text would take a second for a large one.
     return read_decoding(json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else None)

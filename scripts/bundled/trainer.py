@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxserve.models import Model
+from jaxserve.models import Model, Params
 from scripts.bundled.curriculum import Gate, Stage
 from scripts.bundled.data import batches
 from scripts.bundled.evaluate import make_predict, recall, task_batches
 from scripts.bundled.prepare import Prepared
 from scripts.bundled.step import TrainState, initial_state, make_step
 
-GATE_DOCUMENTS_TOKENS = 8192  # of each gate, each time
+GATE_TOKENS = 4096  # of each gate, each time
+WARM_UP = 100  # steps
 LOG_EVERY = 10
 
 
@@ -60,12 +61,15 @@ class Checkpoints:
 
 
 class Trainer:
-    """Trains `model` on `prepared` through `stages`. The same seed gives the same parameters, interrupted or not."""
+    """Trains `model` on `prepared` through `stages`. The same seed gives the same parameters, interrupted or not.
+
+    `start`: parameters to begin from; random ones otherwise.
+    """
 
     def __init__(self, model: Model, prepared: Prepared, stages: Sequence[Stage], seed: int, folder: Path,
-                 save_seconds: float = 100.0, gate_every: int = 50, say: Callable[[str], None] = print):
+                 start: Params | None = None, save_seconds: float = 100.0, gate_every: int = 50, say: Callable[[str], None] = print):
         self.model, self.prepared, self.stages, self.seed = model, prepared, stages, seed
-        self.save_seconds, self.gate_every, self.say = save_seconds, gate_every, say
+        self.start, self.save_seconds, self.gate_every, self.say = start, save_seconds, gate_every, say
         self.step = make_step(model)
         self.predict = make_predict(model)
         self.checkpoints = Checkpoints(folder / "checkpoints")
@@ -73,7 +77,7 @@ class Trainer:
 
     def run(self, stop_at: float = float("inf"), stop_after: int | None = None) -> TrainState:
         """Trains until the stages end, `time.time()` passes `stop_at`, or `stop_after` further steps; saves and returns the state."""
-        state, progress = initial_state(self.model, self.seed), Progress()
+        state, progress = initial_state(self.model, self.seed, self.start), Progress()
         if (found := self.checkpoints.latest(state)) is not None:
             state, progress = found
             self.say(f"resumed at step {progress.steps}, stage {self.stages[progress.stage].name if progress.stage < len(self.stages) else 'end'}")
@@ -93,7 +97,7 @@ class Trainer:
         while progress.step < stage.most and left > 0 and time.time() < stop_at:
             started = time.time()
             batch = {name: jnp.asarray(array) for name, array in next(feed).items()}
-            state, numbers = self.step(state, batch, jnp.float32(stage.rate(progress.step)))
+            state, numbers = self.step(state, batch, jnp.float32(stage.rate(progress.step) * min(1.0, (progress.steps + 1) / WARM_UP)))
             totals += np.asarray(numbers)
             progress, left = progress.stepped(tokens, time.time() - started), left - 1
             if progress.step % LOG_EVERY == 0:
@@ -129,6 +133,6 @@ class Trainer:
 
     def _measure(self, stage: Stage, gate: Gate, state: TrainState, progress: Progress) -> float:
         rows = task_batches(self.prepared.tokenizer, self.prepared.test_world(stage), gate.task, stage.length,
-                            max(1, GATE_DOCUMENTS_TOKENS // stage.length), f"gate/{self.seed}/{stage.name}/{progress.step}")
+                            max(1, GATE_TOKENS // stage.length), f"gate/{self.seed}/{stage.name}/{progress.step}")
         found = recall(self.predict, state.params, rows)
         return found.share if gate.whole else found.token_share

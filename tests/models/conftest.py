@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 SIZES = {
     "vocab_size": 160,
@@ -66,6 +62,9 @@ class Reference:
 
 def make_checkpoint(case: str, folder: Path, length: int = 100) -> Reference:
     """Weights are drawn so that logits have a standard deviation above 1 and every parameter matters."""
+    import torch
+    import transformers
+
     kind, fields = CASES[case]
     suffix = "TextConfig" if kind == "Gemma3" else "Config"
     config = getattr(transformers, kind + suffix)(**(SIZES | fields))
@@ -99,10 +98,3 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refer
         return made[case]
 
     return get
-
-
-def rewrite_config(folder: Path, **changes: Any) -> None:
-    """Sets fields of config.json; None removes one."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CASES
 
 from jaxserve.checkpoint import load_model
 from jaxserve.models.dense_attention import causal_attention, dense_attend
+from tests.models.conftest import CASES
 
 TOLERANCE = 1e-4  # of the largest |logit|
 

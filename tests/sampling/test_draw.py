@@ -134,9 +134,7 @@ def test_draws_follow_the_filtered_distribution(temperature, top_k, top_p, min_p
     assert chi_square < 45  # 15 degrees of freedom at most: p < 1e-4, and the bits are fixed
 
 
-@pytest.mark.parametrize(
-    "temperature, top_k, top_p", [(1e-5, 0, 1.0), (1.0, 1, 1.0), (1.0, 0, 1e-7), (1e-5, 1, 1e-7)]
-)
+@pytest.mark.parametrize("temperature, top_k, top_p", [(1e-5, 0, 1.0), (1.0, 1, 1.0), (1.0, 0, 1e-7), (1e-5, 1, 1e-7)])
 @pytest.mark.parametrize("bits", [0, 2**32 - 1])
 def test_extreme_parameters_leave_the_best_token(temperature, top_k, top_p, bits):
     logits = np.random.default_rng(4).normal(size=(1, WIDE)).astype(np.float32)

@@ -108,7 +108,13 @@ def test_choices_and_seeds_differ_and_repeat(crowd):
 
 
 def test_a_resumed_sequence_continues_as_if_never_preempted(crowd):
-    params = {"temperature": 1.0, "presence_penalty": 0.5, "frequency_penalty": 0.3, "repetition_penalty": 1.3, "seed": 4}
+    params = {
+        "temperature": 1.0,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.3,
+        "repetition_penalty": 1.3,
+        "seed": 4,
+    }
     whole = crowd()
     whole.admit(0, [1, 2, 3], **params)
     for step in range(6):

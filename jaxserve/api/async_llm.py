@@ -1,37 +1,35 @@
-"""jaxserve as a library: AsyncLLM for asyncio programs and servers, LLM for scripts. Imports no jax: an engine does.
-
-Text is handled here, on the caller's side of the engine: see text/ for what happens to prompts and deltas.
-"""
+"""One model behind an engine, for asyncio programs and servers. Imports no jax; text/ does what is done to text."""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import itertools
 import logging
 import secrets
-import threading
 import time
-import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from jaxserve import bundled
-from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.config import EngineConfig
 from jaxserve.engine.client import EngineClient, EngineDead
-from jaxserve.text.intake import Intake, ParsedPrompt, Prompt, parse_prompt
+from jaxserve.engine.thread import ThreadClient
+from jaxserve.text.chat import ChatTemplate
+from jaxserve.text.intake import Intake, Prompt, parse_prompt
 from jaxserve.text.processor import RequestDelta, RequestState
 from jaxserve.text.tokenizer import Tokenizer
-from jaxserve.types import Delta, FinishReason, ModelLimits, ParamError, Ready, RequestOutput, SamplingParams, Stats
+from jaxserve.types import Delta, FinishReason, ModelLimits, Ready, RequestOutput, SamplingParams, Stats
+
+if TYPE_CHECKING:
+    from jaxserve.checkpoint.generation import GenerationDefaults
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Messages = Sequence[Mapping[str, Any]]
-
 LONG_TEXT = 20_000
 """Characters above which text is tokenized on a thread: this many take a few milliseconds of the event loop."""
+
+
+_RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class QueueFull(RuntimeError):
@@ -44,7 +42,7 @@ class AsyncLLM:
     def __init__(self, config: EngineConfig, client: EngineClient | None = None):
         """`client`: whose engine to use; without it, one on a thread of this process."""
         self.config = config
-        self._client = client if client is not None else _thread_client(config)
+        self._client = client if client is not None else ThreadClient(config)
         self._running: dict[str, _Running] = {}
         self._sequences = 0
         self._names = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count())
@@ -85,7 +83,7 @@ class AsyncLLM:
         """Parameters with the model's recommendations (generation_config.json) for what is not given."""
         return self.intake.sampling_params(given)
 
-    def chat_prompt(self, messages: Messages, **options: Any) -> str:
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """The prompt for a chat; see text/chat.py for the options. Encode it with `add_special_tokens=False`."""
         return self.intake.chat_prompt(messages, **options)
 
@@ -111,8 +109,43 @@ class AsyncLLM:
         parsed = parse_prompt(prompt)
         tokens = parsed.tokens if parsed.text is None else await self.encode(parsed.text)
         text = parsed.text if parsed.text is not None else prompt_text
-        return self._launch(tokens or (), text, params, request_id=request_id, priority=priority, tenant=tenant,
-                            salt=salt or parsed.salt, stream=stream)
+        state = self.prepare(tokens or (), text, params, request_id=request_id, priority=priority, tenant=tenant,
+                             salt=salt or parsed.salt, stream=stream)
+        if self._sequences + state.request.params.n > self._admitted:
+            raise QueueFull(f"{self._sequences} sequences wait or run already, and max_queued_requests is "
+                            f"{self.config.scheduler.max_queued_requests}")
+        return Stream(self, self._start(state))
+
+    def prepare(self, tokens: Sequence[int], text: str | None, params: SamplingParams | None, *,
+                request_id: str | None = None, stream: bool = True, **options: Any) -> RequestState:
+        """A request that has been checked and not been submitted. Errors of `submit`, but for QueueFull."""
+        if self._client.failure is not None:
+            raise EngineDead(self._client.failure)
+        name = next(self._names)
+        wanted = params if params is not None else self.sampling_params()
+        # Stop strings are found here, so the engine must let tokens be seen early to be stopped early.
+        request = self.intake.request(tokens, wanted, id=name, stream=stream or bool(wanted.stop), **options)
+        return RequestState(request, self.tokenizer, self.limits.eos_token_ids, request_id=request_id or name,
+                            prompt=text, now=time.monotonic())
+
+    async def complete(self, states: Sequence[RequestState]) -> list[RequestOutput]:
+        """Runs prepared requests to their ends, however many they are; cancelling it cancels them.
+
+        Raises:
+            EngineDead: the engine has ended.
+        """
+        all_running = [self._start(state) for state in states]
+        try:
+            for running in all_running:
+                while not running.state.finished:
+                    if self.failure is not None:
+                        raise EngineDead(self.failure)
+                    running.changed.clear()
+                    await running.changed.wait()
+            return [state.output() for state in states]
+        finally:
+            for running in all_running:
+                self._end(running, FinishReason.ABORT)
 
     async def generate(self, prompt: Prompt, params: SamplingParams | None = None,
                        **options: Any) -> AsyncIterator[RequestOutput]:
@@ -153,25 +186,11 @@ class AsyncLLM:
             self._end(running, FinishReason.ABORT)
         await self._client.close()
 
-    def _launch(self, tokens: Sequence[int], text: str | None, params: SamplingParams | None, *,
-                request_id: str | None = None, stream: bool = True, **options: Any) -> Stream:
-        if self._client.failure is not None:
-            raise EngineDead(self._client.failure)
-        name = next(self._names)
-        wanted = params if params is not None else self.sampling_params()
-        request = self.intake.request(tokens, wanted, id=name, stream=stream or bool(wanted.stop), **options)
-        if self._sequences + request.params.n > self._admitted:
-            raise QueueFull(f"{self._sequences} sequences are waiting or running, and "
-                            f"{self.config.scheduler.max_queued_requests} may wait")
-        state = RequestState(request, self.tokenizer, self.limits.eos_token_ids, request_id=request_id or name,
-                             prompt=text, now=time.monotonic())
-        return self._submit(state)
-
-    def _submit(self, state: RequestState) -> Stream:
+    def _start(self, state: RequestState) -> _Running:
         running = self._running[state.request.id] = _Running(state)
         self._sequences += state.request.params.n
         self._client.submit(state.request)
-        return Stream(self, running)
+        return running
 
     def _take(self, deltas: Sequence[Delta]) -> None:
         """The engine's sink: what one step produced, all requests together."""
@@ -282,112 +301,27 @@ class Stream:
             self._loop.call_soon_threadsafe(self._llm._end, self._running, FinishReason.ABORT)
 
 
-class LLM:
-    """A model for scripts and notebooks. The engine runs on threads of this process until `close()`, or the end.
+def _intake(config: EngineConfig) -> Intake:
+    # Imported late: a hub's client takes a while, and a folder needs none.
+    from jaxserve.checkpoint.generation import read_generation_config
+    from jaxserve.checkpoint.source import resolve
 
-    >>> with LLM() as llm:
-    ...     [output] = llm.generate("Once upon a time", SamplingParams(max_tokens=32))
-    """
+    model = config.model
+    folder = bundled.path() if model.model is None else resolve(model.model, model.revision)
+    tokenizer_folder = folder if model.tokenizer is None else resolve(model.tokenizer)
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    template = ChatTemplate.from_folder(tokenizer_folder, tokenizer.special_tokens, model.chat_template)
+    if not template:
+        template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
+    if model.generation_config == "none":
+        return Intake(tokenizer, template, seed=model.seed)
+    recommended = read_generation_config(folder)
+    return Intake(tokenizer, template, _sampling_defaults(recommended), longest_answer=recommended.max_new_tokens,
+                  seed=model.seed)
 
-    def __init__(self, model: str | None = None, **options: Any):
-        """`model`: a folder in Hugging Face layout or a hub id; without it the bundled model. `options`: EngineConfig's,
-        by their flat names (`max_num_seqs=16`).
 
-        Raises:
-            ConfigError, CheckpointError: what cannot be served, and why.
-            EngineDead: the engine failed to start.
-        """
-        self._loop = _LoopThread()
-        self._llm = AsyncLLM(EngineConfig.of(model=model, **options))
-        self._finalizer = weakref.finalize(self, _shut, self._loop, self._llm)
-        try:
-            self._loop.run(self._llm.start())
-        except BaseException:
-            self.close()
-            raise
-
-    def generate(self, prompts: Prompt | Sequence[Prompt],
-                 sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, use_tqdm: bool = True, *,
-                 priority: int = 0) -> list[RequestOutput]:
-        """Completes prompts, in their order. One of them is text, a list of token ids, or a dict with `prompt` or
-        `prompt_token_ids`; parameters are one for all or one each (None: the model's recommendations).
-
-        Raises:
-            ParamError: naming the prompt by its index. Nothing runs then.
-            EngineDead: the engine ended.
-        """
-        parsed = [_numbered(index, parse_prompt, prompt) for index, prompt in enumerate(_as_list(prompts))]
-        params = self._params(sampling_params, len(parsed), self._llm.sampling_params())
-        return self._complete(parsed, params, use_tqdm, priority, add_special_tokens=True)
-
-    def chat(self, messages: Messages | Sequence[Messages],
-             sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, use_tqdm: bool = True, *,
-             tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
-             continue_final_message: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None,
-             priority: int = 0) -> list[RequestOutput]:
-        """Answers one conversation or several, in their order. Without parameters an answer may take all the room there
-        is. Errors as `generate`."""
-        several = bool(messages) and not isinstance(messages[0], Mapping)
-        chats: Sequence[Any] = messages if several else [messages]
-
-        def render(chat: Messages) -> ParsedPrompt:
-            text = self._llm.chat_prompt(chat, tools=tools, add_generation_prompt=add_generation_prompt,
-                                         continue_final_message=continue_final_message, options=chat_template_kwargs)
-            return ParsedPrompt(text, None, "")
-
-        parsed = [_numbered(index, render, chat) for index, chat in enumerate(chats)]
-        default = self._llm.sampling_params(**{"max_tokens": None, **self._llm.intake.defaults})
-        return self._complete(parsed, self._params(sampling_params, len(parsed), default), use_tqdm, priority,
-                              add_special_tokens=False)
-
-    def get_tokenizer(self) -> Tokenizer:
-        return self._llm.tokenizer
-
-    def get_default_sampling_params(self) -> SamplingParams:
-        """What generation_config.json recommends."""
-        return self._llm.sampling_params()
-
-    @property
-    def limits(self) -> ModelLimits:
-        return self._llm.limits
-
-    def stats(self) -> Stats:
-        """The engine's counters and gauges."""
-        return self._loop.run(self._llm.stats())
-
-    def reset_prefix_cache(self) -> None:
-        self._loop.run(self._llm.reset_prefix_cache())
-
-    def close(self) -> None:
-        """Ends the engine and frees its memory. Idempotent."""
-        self._finalizer()
-
-    def __enter__(self) -> LLM:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int,
-                default: SamplingParams) -> list[SamplingParams]:
-        if given is None:
-            return [default] * count
-        if isinstance(given, SamplingParams):
-            return [given] * count
-        if len(given) != count:
-            raise ParamError("sampling_params", f"{len(given)} sampling_params for {count} prompts: give one for all or "
-                                                f"one each")
-        return list(given)
-
-    def _complete(self, parsed: Sequence[ParsedPrompt], params: Sequence[SamplingParams], use_tqdm: bool, priority: int,
-                  *, add_special_tokens: bool) -> list[RequestOutput]:
-        if not self._finalizer.alive:
-            raise EngineDead("this LLM has been closed")
-        texts = [prompt.text for prompt in parsed if prompt.text is not None]
-        encoded = iter(self._llm.tokenizer.encode_batch(texts, add_special_tokens) if texts else ())
-        states = []
-        for index, (prompt, one) in enumerate(zip(parsed, params, strict=True)):
-            tokens = next(encoded) if prompt.tokens is None else prompt.tokens
-            states.append(_numbered(index, self._llm.prepare, tokens, prompt.text, one, request_id=str(index),
-                                    priority=priority, salt=prompt.salt, stream=False))
-        return self._loop.run(self._llm.complete(states), _progress(states) if use_tqdm else None)
+def _sampling_defaults(recommended: GenerationDefaults) -> dict[str, Any]:
+    if recommended.do_sample is False:
+        return {"temperature": 0.0}
+    values = {name: getattr(recommended, name) for name in _RECOMMENDED}
+    return {name: value for name, value in values.items() if value is not None}
