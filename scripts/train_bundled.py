@@ -10,7 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jaxserve.checkpoint import load_model  # noqa: E402
 from jaxserve.models import Model, model_config_from_hf  # noqa: E402
 from scripts.bundled.curriculum import CURRICULA  # noqa: E402
+from scripts.bundled.evaluate import markdown  # noqa: E402
 from scripts.bundled.prepare import prepare  # noqa: E402
+from scripts.bundled.release import measure, release  # noqa: E402
 from scripts.bundled.trainer import Trainer  # noqa: E402
 
 VOCABULARY = 4096
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop (and save) after so much time")
     parser.add_argument("--steps", type=int, default=None, help="stop (and save) after so many further steps")
     parser.add_argument("--init", type=Path, help="begin from the weights and the tokenizer of this Hugging Face folder instead of from nothing")
+    parser.add_argument("--export", type=Path, help="after that, measure the newest checkpoint and write it to this folder")
+    parser.add_argument("--documents", type=int, default=24, help="documents a cell of the measurement")
+    parser.add_argument("--lineage", default="Trained from nothing through the stages of the curriculum.", help="a sentence for the model card")
     arguments = parser.parse_args()
     config, start, tokenizer_file = hf_config(), None, arguments.work / "tokenizer.json"
     if arguments.init is not None:
@@ -50,7 +55,11 @@ def main() -> None:
 
     stages = CURRICULA["scratch" if start is None else "continued"]
     trainer = Trainer(model, prepared, stages, arguments.seed, arguments.work, start, say=say)
-    trainer.run(time.time() + 60 * arguments.minutes, arguments.steps)
+    state = trainer.run(time.time() + 60 * arguments.minutes, arguments.steps)
+    if arguments.export is not None:
+        measured = measure(model, state.params, prepared, arguments.documents, f"release/{arguments.seed}")
+        print(markdown(measured["recall"]), json.dumps(measured["gates"], indent=1), sep="\n\n")
+        release(model, state.params, prepared, arguments.corpus, arguments.export, measured, arguments.lineage)
 
 
 if __name__ == "__main__":

@@ -97,9 +97,12 @@ class LLM:
 
     def stats(self) -> Stats:
         """The engine's counters and gauges."""
+        self._check_open()
         return self._loop.run(self._llm.stats())
 
     def reset_prefix_cache(self) -> None:
+        """Forgets every cached prefix that no running request uses."""
+        self._check_open()
         self._loop.run(self._llm.reset_prefix_cache())
 
     def close(self) -> None:
@@ -111,6 +114,10 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise EngineDead("this LLM has been closed")
 
     def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int,
                 default: SamplingParams) -> list[SamplingParams]:
@@ -125,8 +132,7 @@ class LLM:
 
     def _complete(self, parsed: Sequence[ParsedPrompt], params: Sequence[SamplingParams], use_tqdm: bool, priority: int,
                   *, add_special_tokens: bool) -> list[RequestOutput]:
-        if not self._finalizer.alive:
-            raise EngineDead("this LLM has been closed")
+        self._check_open()
         texts = [prompt.text for prompt in parsed if prompt.text is not None]
         encoded = iter(self._llm.tokenizer.encode_batch(texts, add_special_tokens) if texts else ())
         states = []
@@ -165,12 +171,18 @@ class _LoopThread:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-            self._loop.close()
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def is_current(self) -> bool:
+        return threading.current_thread() is self._thread
 
 
 def _shut(loop: _LoopThread, llm: AsyncLLM) -> None:
+    if loop.is_current:  # the garbage collector chose this thread, which must not wait for itself
+        threading.Thread(target=_shut, args=(loop, llm)).start()
+        return
     loop.run(llm.close())
     loop.stop()
 

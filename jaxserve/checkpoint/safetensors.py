@@ -85,6 +85,15 @@ class SafetensorsFile:
         return np.frombuffer(self._map, dtype, count, self._data + start).reshape(shape)
 
 
+    def release(self, name: str) -> None:
+        """Lets the system drop the tensor's pages from this process. Its views stay valid: they read the file again."""
+        _, _, start, end = self._entries[name]
+        first = -(-(self._data + start) // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = self._data + end - first
+        if length > 0:
+            self._map.madvise(mmap.MADV_DONTNEED, first, length)
+
+
 class TensorFolder:
     """All tensors of a folder: one file, or the shards that the index names."""
 
@@ -119,6 +128,9 @@ class TensorFolder:
 
     def view(self, name: str) -> np.ndarray:
         return self._files[self._place[name]].view(name)
+
+    def release(self, name: str) -> None:
+        self._files[self._place[name]].release(name)
 
 
 def _read_index(path: Path) -> dict[str, str]:

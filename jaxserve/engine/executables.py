@@ -97,6 +97,7 @@ class CompileCounter:
     def __init__(self) -> None:
         self.undeclared = 0
         self._local = threading.local()
+        self._starting = 0
         self._armed = False
 
     @contextmanager
@@ -109,6 +110,15 @@ class CompileCounter:
         finally:
             self._local.depth = depth
 
+    @contextmanager
+    def starting(self):
+        """Compilations of any thread inside the block are expected: an engine is loading, nobody waits for a step."""
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
+
     def arm(self) -> None:
         """Starts counting. Listeners of jax cannot be taken back one by one, so one counter serves the process."""
         if not self._armed:
@@ -116,7 +126,7 @@ class CompileCounter:
             self._armed = True
 
     def _on_event(self, name: str, _seconds: float, **_: Any) -> None:
-        if name == _COMPILE_EVENT and getattr(self._local, "depth", 0) == 0:
+        if name == _COMPILE_EVENT and not self._starting and getattr(self._local, "depth", 0) == 0:
             self.undeclared += 1
 
 

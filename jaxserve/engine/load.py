@@ -62,7 +62,7 @@ def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], Non
     """
     started = time.perf_counter()
     compile_counter.arm()
-    with compile_counter.declared():
+    with compile_counter.starting():
         loaded = _load(config)
         progress(_describe(loaded))
         functions, classes = _functions(config, loaded)

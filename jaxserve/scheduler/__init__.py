@@ -1,5 +1,6 @@
 """Who computes what in each step, and with which pages. Pure Python: no jax, numpy, asyncio, clock or randomness."""
 
+from jaxserve.scheduler import policies
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.policies import make as make_policy
 from jaxserve.scheduler.policies import names as policy_names
@@ -20,6 +21,7 @@ __all__ = [
     "SeqView",
     "View",
     "make_policy",
+    "policies",
     "policy_names",
     "replay",
 ]

@@ -90,11 +90,13 @@ class Draft:
         return min(end, self._cut(seq, (seq.table_end + self.pages.room()) * PAGE_TOKENS))
 
     def _chunk_end(self, seq: Seq, tokens: int) -> int:
-        """Where a chunk of at most `tokens` from `seq.computed` on may end within the budget."""
+        """Where a chunk of at most `tokens`, but no less than a tile, from `seq.computed` on may end in the budget."""
         tiles = min(self.left.tiles, self.left.tokens // PAGE_TOKENS)
         if tokens <= 0 or tiles <= 0:
             return seq.computed
-        return self._cut(seq, min(seq.computed + tokens, (seq.computed // PAGE_TOKENS + tiles) * PAGE_TOKENS))
+        page = seq.computed // PAGE_TOKENS
+        end = max(seq.computed + tokens, (page + 1) * PAGE_TOKENS)
+        return self._cut(seq, min(end, (page + tiles) * PAGE_TOKENS))
 
     @staticmethod
     def _cut(seq: Seq, end: int) -> int:

@@ -50,8 +50,8 @@ class Policy:
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
         """Tokens that `seq` should compute in this step; 0 is none.
 
-        Any positive number gives a DECODE sequence one row. For a prefill the builder cuts it to what fits and to a
-        page boundary, unless it reaches the end of the prompt.
+        Any positive number gives a DECODE sequence one row. For a prefill the builder cuts it to what fits and, unless
+        it reaches the end of the prompt, to a page boundary, but not below one tile.
         """
         if seq.phase is Phase.DECODE:
             return view.limits.q

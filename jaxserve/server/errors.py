@@ -6,6 +6,7 @@ A message is written for the client: it may quote what the client sent, never a 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from jaxserve.engine.client import EngineDead
 from jaxserve.types import ParamError
 
 log = logging.getLogger("jaxserve.server")
@@ -56,12 +58,26 @@ def error_response(error: ApiError) -> Response:
     return Response(msgspec.json.encode(error_object(error)), error.status, error.headers, "application/json")
 
 
+def _sentence(message: str) -> str:
+    return message if message.endswith((".", "!", "?")) else message + "."
+
+
+_PATHS = re.compile(r"(?:/[^\s/:'\",]+){2,}/?|0x[0-9a-fA-F]{6,}")
+
+
+def scrubbed(message: str) -> str:
+    """An engine's words without the paths and addresses that they may hold."""
+    return _PATHS.sub("...", message).rstrip(".")
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """What a client is told about an exception. Anything unexpected becomes a 500 without details."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ParamError):
-        return invalid(str(error), error.param)
+        return invalid(_sentence(str(error)), error.param)
+    if isinstance(error, EngineDead):
+        return ApiError(503, f"The engine has ended: {scrubbed(str(error))}.", code="engine_dead")
     return ApiError(500, "The server failed to answer this request; its log has the cause under the X-Request-Id of "
                          "this response.")
 
@@ -98,6 +114,7 @@ async def _on_failure(request: Request, error: Exception) -> Response:
 def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(ParamError, _on_api_error)
+    app.add_exception_handler(EngineDead, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_failure)

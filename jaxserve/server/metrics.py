@@ -10,11 +10,13 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+from time import monotonic
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.samples import Sample
 
+from jaxserve.text.processor import RequestDelta, RequestState
 from jaxserve.types import Stats
 
 PREFIX = "jaxserve:"
@@ -67,7 +69,6 @@ class Metrics:
         self.choices = Histogram("Choices asked for, by request.", _CHOICES)
         self.finished: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
-        self.aborted_by_client = 0
 
     def _histograms(self) -> dict[str, Histogram]:
         return {
@@ -99,6 +100,60 @@ class Metrics:
         for value, count in sorted(counts.items()):
             family.add_metric([*self._labels.values(), value], count)
         return family
+
+
+class RequestWatch:
+    """Tells the metrics how one prompt's request goes. Times between tokens are of requests that stream."""
+
+    __slots__ = ("_metrics", "_state", "_last", "_open")
+
+    def __init__(self, metrics: Metrics, state: RequestState):
+        params = state.request.params
+        self._metrics = metrics
+        self._state = state
+        self._last: dict[int, float] = {}
+        self._open = params.n
+        metrics.prompt_tokens.observe(len(state.request.prompt))
+        metrics.choices.observe(params.n)
+        metrics.max_tokens.observe(params.max_tokens or 0)
+
+    def saw(self, delta: RequestDelta) -> None:
+        now = monotonic()
+        metrics, last = self._metrics, self._last
+        if self._state.request.stream:
+            if not last:
+                metrics.time_to_first_token.observe(now - self._state.metrics["arrival_time"])
+            for choice in delta.choices:
+                if choice.index in last:
+                    metrics.inter_token.observe(now - last[choice.index])
+                last[choice.index] = now
+        for choice in delta.choices:
+            if choice.finish_reason is not None:
+                metrics.finished[choice.finish_reason] += 1
+                self._open -= 1
+        if delta.finished:
+            self._finished()
+
+    def ended(self) -> None:
+        """Nobody looks any more: choices that had not ended were aborted."""
+        self._metrics.finished["abort"] += self._open
+        self._open = 0
+
+    def _finished(self) -> None:
+        metrics, state = self._metrics, self._state
+        arrived, first = state.metrics["arrival_time"], state.metrics.get("first_token_time")
+        ended = state.metrics.get("finished_time")
+        if first is None or ended is None:
+            return
+        queued, generated = state.metrics.get("queued_s", 0.0), state.generated
+        metrics.e2e.observe(ended - arrived)
+        metrics.queue.observe(queued)
+        metrics.generation_tokens.observe(generated)
+        if state.request.stream:
+            metrics.prefill.observe(max(0.0, first - arrived - queued))
+            metrics.decode.observe(ended - first)
+            if generated > 1:
+                metrics.per_output_token.observe((ended - first) / (generated - 1))
 
 
 class _Prefixed:

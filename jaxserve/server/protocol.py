@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from jaxserve.server.errors import ApiError, invalid
 from jaxserve.server.limits import MAX_PROMPTS
-from jaxserve.types import SamplingParams
 
 B = TypeVar("B", bound="Body")
 
@@ -203,18 +202,14 @@ class Generation(Body):
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options may only be set when stream is true.", "stream_options")
 
-    def sampling(self, defaults: SamplingParams, **own: Any) -> SamplingParams:
-        """The sampling parameters that were given, over `defaults`; `own` names those that the routes spell differently."""
-        given = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
-        given.update(own)
-        return SamplingParams(**{**{name: getattr(defaults, name) for name in _DEFAULTED}, **given})
+    def given(self, **own: Any) -> dict[str, Any]:
+        """The sampling parameters that were given; `own` are those that the routes spell differently."""
+        return {**{name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}, **own}
 
 
 _SAMPLING = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
              "logit_bias", "allowed_token_ids", "bad_words", "seed", "min_tokens", "ignore_eos", "stop", "stop_token_ids",
              "include_stop_str_in_output", "skip_special_tokens")
-_DEFAULTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""What a model's generation_config.json may set."""
 
 
 class CompletionBody(Generation):
@@ -235,24 +230,22 @@ _MESSAGES_SCHEMA = {"type": "array", "minItems": 1, "items": {
             "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}}]}}}}
 
 
-class Conversation(BaseModel):
-    """What a chat template renders. Mixed into the bodies that carry one; text/messages.py checks the messages."""
+Messages = Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True), WithJsonSchema(_MESSAGES_SCHEMA)]
+"""Turns as JSON has them; text/messages.py checks what they hold."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True), WithJsonSchema(_MESSAGES_SCHEMA)]
+
+def _rendering(body: ChatBody | TokenizeBody) -> dict[str, Any]:
+    return {"add_generation_prompt": body.add_generation_prompt is not False,
+            "continue_final_message": bool(body.continue_final_message), "options": body.chat_template_kwargs}
+
+
+class ChatBody(Generation):
+    """`POST /v1/chat/completions`."""
+
+    messages: Messages
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-
-    def rendering(self) -> dict[str, Any]:
-        """Arguments of `ChatTemplate.render` beside the messages."""
-        return {"add_generation_prompt": self.add_generation_prompt is not False,
-                "continue_final_message": bool(self.continue_final_message),
-                "options": self.chat_template_kwargs}
-
-
-class ChatBody(Generation, Conversation):
-    """`POST /v1/chat/completions`."""
-
     logprobs: bool | None = None
     top_logprobs: Int | None = None
     max_completion_tokens: Int | None = None
@@ -265,6 +258,10 @@ class ChatBody(Generation, Conversation):
         "include_reasoning": (True,), "chat_template": (), "documents": (), "echo": (False,), "mm_processor_kwargs": ({},),
         "media_io_kwargs": ({},), "moderation": (),
     }
+
+    def rendering(self) -> dict[str, Any]:
+        """Arguments of `ChatTemplate.render` beside the messages."""
+        return _rendering(self)
 
     def budget(self) -> int | None:
         """How many tokens to generate, or None for as many as fit.
@@ -279,22 +276,22 @@ class ChatBody(Generation, Conversation):
 
 
 class TokenizeBody(Body):
-    """`POST /tokenize` of a text."""
+    """`POST /tokenize`: a text (`prompt`) or a conversation (`messages`)."""
 
     model: str | None = None
-    prompt: str
-    add_special_tokens: bool | None = None
-    return_token_strs: bool | None = None
-
-
-class TokenizeChatBody(Body, Conversation):
-    """`POST /tokenize` of a conversation."""
-
-    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
     REFUSED: ClassVar = {"chat_template": (), "tools": ([],), "mm_processor_kwargs": ({},)}
+
+    def rendering(self) -> dict[str, Any]:
+        """Arguments of `ChatTemplate.render` beside the messages."""
+        return _rendering(self)
 
 
 class DetokenizeBody(Body):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import Any
 
@@ -34,12 +34,14 @@ def event(value: Any) -> bytes:
 class EventStream(Response):
     """Sends the chunks of `source` (whole events, as bytes) as they come.
 
-    A source that fails ends with an error event. A slow reader holds back the source, not memory: `send` waits until the
-    socket takes the chunk. When the client hangs up, the task that iterates over `source` is cancelled.
+    A source that fails ends with an error event; `[DONE]` comes last in any case. A slow reader holds back the source, not
+    memory: `send` waits until the socket takes the chunk. When the client hangs up, the task that iterates over `source`
+    is cancelled. `close` is called at the end, whichever way it comes.
     """
 
-    def __init__(self, source: AsyncIterator[bytes], headers: dict[str, str] | None = None):
+    def __init__(self, source: AsyncIterator[bytes], close: Callable[[], None], headers: dict[str, str] | None = None):
         self.source = source
+        self.close = close
         self.status_code = 200
         self.background = None
         self.raw_headers = _HEADERS + [(name.lower().encode("latin-1"), value.encode("latin-1"))
@@ -60,7 +62,7 @@ class EventStream(Response):
                 if known.status == 500 and known is not error:
                     log.error("request %s failed while streaming", scope.get("jaxserve.request_id", ""), exc_info=error)
                 await send({"type": "http.response.body", "body": event(error_object(known)), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
         async def keep_alive() -> None:
             if monotonic() - last_sent >= KEEP_ALIVE_S:
@@ -70,3 +72,5 @@ class EventStream(Response):
             await while_connected(receive, pump(), idle_s=KEEP_ALIVE_S, on_idle=keep_alive)
         except ClientGone:
             pass
+        finally:
+            self.close()

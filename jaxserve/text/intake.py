@@ -60,7 +60,7 @@ class Intake:
         """
         if self.limits is None:
             raise RuntimeError("the engine has not said its limits yet")
-        tokens = check_prompt(prompt, self.limits)
+        tokens = check_prompt(prompt, self.limits, answer=params.max_tokens != 0)
         if params.max_tokens is None and self._longest_answer is not None:
             room = self.limits.max_model_len - len(tokens)
             params = msgspec.structs.replace(params, max_tokens=min(room, self._longest_answer))

@@ -40,11 +40,13 @@ def resolve(params: SamplingParams, limits: ModelLimits, prompt_len: int, tokeni
 
     `draw_seed` gives a seed in [0, 2^63) to requests without one.
 
+    `max_tokens` 0 generates nothing: for the log-probs of a prompt.
+
     Raises:
         ParamError: the first parameter that cannot be honoured.
     """
     room = limits.max_model_len - prompt_len
-    max_tokens = room if params.max_tokens is None else _whole("max_tokens", params.max_tokens, 1, 2**63 - 1)
+    max_tokens = room if params.max_tokens is None else _whole("max_tokens", params.max_tokens, 0, 2**63 - 1)
     if max_tokens > room:
         raise ParamError("max_tokens", f"max_tokens {max_tokens} is too large: the model's context of "
                                        f"{limits.max_model_len} tokens leaves {room} after the prompt's {prompt_len}")
@@ -86,17 +88,18 @@ def resolve(params: SamplingParams, limits: ModelLimits, prompt_len: int, tokeni
     return Resolved(resolved, _banned_sequences(params.bad_words, limits, tokenizer))
 
 
-def check_prompt(prompt: Sequence[int], limits: ModelLimits) -> list[int]:
-    """The prompt's token ids as a list.
+def check_prompt(prompt: Sequence[int], limits: ModelLimits, answer: bool = True) -> list[int]:
+    """The prompt's token ids as a list. `answer`: at least one token is to be generated after it.
 
     Raises:
-        ParamError: no tokens, ids outside the model's, or more tokens than leave room for one.
+        ParamError: no tokens, ids outside the model's, or more tokens than fit.
     """
     if not prompt:
         raise ParamError("prompt", "the prompt has no tokens")
-    if len(prompt) >= limits.max_model_len:
+    longest = limits.max_model_len - answer
+    if len(prompt) > longest:
         raise ParamError("prompt", f"the prompt has {len(prompt)} tokens; the model's context of "
-                                   f"{limits.max_model_len} leaves room for at most {limits.max_model_len - 1}")
+                                   f"{limits.max_model_len} leaves room for at most {longest}")
     return list(_ids("prompt", prompt, limits))
 
 

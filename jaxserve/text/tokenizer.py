@@ -9,7 +9,6 @@ from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
-from tokenizers.processors import TemplateProcessing
 
 from jaxserve.config import ConfigError
 from jaxserve.text.pieces import Decoding, read_decoding
@@ -25,17 +24,13 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any]):
-        """`config`: the content of tokenizer_config.json; without its `add_bos_token` and `add_eos_token` the
-        post-processor of tokenizer.json decides what is added."""
+        """`config`: the content of tokenizer_config.json. What `encode` adds (BOS, EOS) is the post-processor's part of
+        tokenizer.json alone, as in transformers 5: `add_bos_token` and `add_eos_token` are for slow tokenizers."""
         backend.no_truncation()
         backend.no_padding()
         _add_tokens(backend, config)
         self.special_tokens: dict[str, str] = {name: text for name in _NAMED if (text := _content(config.get(name)))}
         """Names such as bos_token and what they are, for chat templates."""
-        if "add_bos_token" in config or "add_eos_token" in config:
-            bos = self.special_tokens.get("bos_token") if config.get("add_bos_token") else None
-            eos = self.special_tokens.get("eos_token") if config.get("add_eos_token") else None
-            backend.post_processor = _frame(backend, bos, eos)
         self._backend = backend
         self.decoding: Decoding = _decoding(backend)
         self.special_ids = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
@@ -161,13 +156,6 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> Non
         text = _content(config.get(name))
         if text and text not in known and backend.token_to_id(text) is not None:
             backend.add_special_tokens([AddedToken(text, special=True, normalized=False)])
-
-
-def _frame(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> TemplateProcessing:
-    around = [text for text in (bos, eos) if text is not None]
-    template = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
-    ids = [(text, backend.token_to_id(text)) for text in set(around)]
-    return TemplateProcessing(single=template, special_tokens=ids)
 
 
 def _decoding(backend: tokenizers.Tokenizer) -> Decoding:

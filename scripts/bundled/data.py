@@ -26,26 +26,27 @@ class Row:
 
 
 class TokenCounter:
-    """Number of tokens of a short text."""
+    """Number of tokens of a piece of a document. A space at its end counts to the next piece, as the tokenizer has it."""
+
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
 
     def __call__(self, text: str) -> int:
-        return len(self._tokenizer.encode(text))
+        return len(self._tokenizer.encode(text.rstrip(" ")))
 
 
 def encode(tokenizer: Tokenizer, spans: list[Span], budget: int) -> tuple[list[int], list[float], list[int]]:
-    """Token ids, loss weights and answer numbers of a document, cut to `budget` tokens; an answer that was cut loses its number."""
-    tokens, weights, answers = [], [], []
-    for span in spans:
-        ids = tokenizer.encode(span.text).ids
-        whole = len(tokens) + len(ids) <= budget
-        tokens += ids
-        weights += [span.weight] * len(ids)
-        answers += [span.answer if whole else 0] * len(ids)
-        if not whole:
-            break
-    return tokens[:budget], weights[:budget], answers[:budget]
+    """Token ids, loss weights and answer numbers of a document, cut to `budget` tokens; an answer that was cut loses its number.
+
+    The text is encoded whole, as a server encodes a prompt; a token belongs to the span that holds its last character.
+    """
+    encoding = tokenizer.encode("".join(span.text for span in spans))
+    ends = np.cumsum([len(span.text) for span in spans])
+    last = np.asarray([max(end - 1, start) for start, end in encoding.offsets], np.int64)
+    owners = [spans[i] for i in np.searchsorted(ends, last, side="right").clip(max=len(spans) - 1)]
+    cut = {span.answer for span in owners[budget:]}
+    owners = owners[:budget]
+    return encoding.ids[:budget], [s.weight for s in owners], [0 if s.answer in cut else s.answer for s in owners]
 
 
 def random_repeats(rng: Random, vocabulary: int, budget: int) -> tuple[list[int], list[float], list[int]]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tokenizers import Tokenizer
 
 from jaxserve.models import Model, Params
-from scripts.bundled.data import RowSource
+from scripts.bundled.data import END_OF_TEXT_ID, RowSource
 from scripts.bundled.facts import CITY, CODE, Lexicon
 from scripts.bundled.step import Batch, next_token_logits
 from scripts.bundled.tasks import World
@@ -71,6 +72,19 @@ def task_batches(tokenizer: Tokenizer, world: World, task: str, length: int, doc
     return [{name: np.stack([item[name] for item in items[i:i + rows]]) for name in items[0]} for i in range(0, len(items), rows)]
 
 
+def bits_per_byte(model: Model, params: Params, tokenizer: Tokenizer, texts: Iterable[str], windows: int, length: int = 512) -> float:
+    """Mean over `windows` windows of `length` tokens, one from the start of each text that is long enough."""
+    score = jax.jit(lambda p, t: optax.softmax_cross_entropy_with_integer_labels(next_token_logits(model, p, t)[:-1], t[0, 1:]).sum())
+    nats = size = 0.0
+    for text in texts:
+        ids = tokenizer.encode(text).ids[:length - 1]
+        if len(ids) == length - 1 and windows > 0:
+            windows -= 1
+            nats += float(score(params, jnp.asarray([[END_OF_TEXT_ID, *ids]], jnp.int32)))
+            size += len(tokenizer.decode(ids).encode())
+    return nats / max(size, 1.0) / float(np.log(2))
+
+
 @dataclass(frozen=True)
 class Cell:
     """One row of the table: a task in one format, over some words and relations."""
@@ -108,6 +122,31 @@ def table(predict: Callable[[Params, jax.Array], jax.Array], params: Params, tok
             records.append({"task": cell.name, "format": cell.format, "tokens": length, "share": round(found.share, 4),
                             "standard_error": round(found.noise, 4), "answers": found.answers})
     return records
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A release gate: the share that the tasks must reach at a length, the two formats averaged."""
+    tasks: tuple[str, ...]
+    tokens: int
+    share: float
+
+
+_RECALL = ("key-value", "needle", "two-hop, step-wise")
+RELEASE_GATES = (Wanted(_RECALL, 1024, .90), Wanted(_RECALL, 2048, .75), Wanted(("key-value, unseen key words",), 512, .75))
+
+
+def verdicts(records: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Each release gate and task: what was wanted, what was reached, whether it passed."""
+    result: list[dict[str, object]] = []
+    for wanted in RELEASE_GATES:
+        for task in wanted.tasks:
+            shares = [float(str(r["share"])) for r in records if (r["task"], r["tokens"]) == (task, wanted.tokens)]
+            if shares:
+                reached = sum(shares) / len(shares)
+                result.append({"task": task, "tokens": wanted.tokens, "wanted": wanted.share, "reached": round(reached, 4),
+                               "passed": reached > wanted.share})
+    return result
 
 
 def markdown(records: list[dict[str, object]]) -> str:

@@ -87,7 +87,7 @@ class Fact:
     template: str
 
     def parts(self) -> tuple[str, str, str]:
-        """The telling as (before the value, the value with its leading space, after it), cut where tokens may be cut."""
+        """The telling as (before the value, the value with its leading space, after it)."""
         before, after = self.template.replace("{k}", self.key).split("{v}")
         space = " " if before.endswith(" ") else ""
         return before.removesuffix(" "), space + self.value, after

@@ -1,7 +1,7 @@
 """Task generators: one document each, as spans of text with loss weights. Knows no token ids, only how many tokens a text takes.
 
 A generator is `task(rng, world, budget) -> list[Span]`; the spans concatenate to a document of about `budget` tokens (the packer
-cuts what is over). Spans are cut where the tokenizer cuts too, so they can be encoded one by one.
+cuts what is over).
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 
-from jaxserve.scheduler import Limits, Recorder, Scheduler, make_policy
+from jaxserve.scheduler import Limits, Policy, Recorder, Scheduler, make_policy
 from jaxserve.types import PAGE_TOKENS, Abort, Arrive, PageClass, PageClasses, Plan, SeqId, SeqResult, StepDone, Tick
 from tests.scheduler.device import Chain, Device, extend, next_token
 
@@ -29,6 +29,7 @@ def limits_of(**changes: object) -> Limits:
 class Host:
     """What the engine knows of a sequence. `stop`: generated tokens after which it ends."""
 
+    tokens: list[int]
     chain: Chain
     prompt: int
     choice: int
@@ -57,7 +58,7 @@ class Driver:
 
     def __init__(
         self,
-        policy: str = "sarathi",
+        policy: str | Policy = "sarathi",
         limits: Limits | None = None,
         groups: tuple[PageClasses, ...] | None = None,
         accepted: Callable[[], int] = lambda: 0,
@@ -65,7 +66,9 @@ class Driver:
         self.limits = limits or limits_of()
         self.groups = groups or groups_of((64, None))
         self.record = BytesIO()
-        self.scheduler = Scheduler(make_policy(policy), self.limits, self.groups, Recorder(self.record))
+        self.scheduler = Scheduler(
+            make_policy(policy) if isinstance(policy, str) else policy, self.limits, self.groups, Recorder(self.record)
+        )
         self.device = Device(self.limits, self.groups)
         self.hosts: dict[SeqId, Host] = {}
         self.plans: list[Plan] = []
@@ -84,18 +87,22 @@ class Driver:
         choice: int = 0,
         salt: int = 0,
         **fields: object,
-    ) -> None:
-        """A prompt given as a number is that many tokens nobody else has."""
+    ) -> bool:
+        """A prompt given as a number is that many tokens nobody else has. False: it could never run."""
         tokens = [seq * 100_003 + i for i in range(prompt)] if isinstance(prompt, int) else prompt
         chain: Chain = [salt]
         for token in tokens:
             extend(chain, token)
-        host = Host(chain, len(tokens), choice, min(stop or max_new, max_new), len(tokens) // PAGE_TOKENS)
+        host = Host(list(tokens), chain, len(tokens), choice, min(stop or max_new, max_new), len(tokens) // PAGE_TOKENS)
         names = page_names(chain, 0, host.hashed)
+        arrive = Arrive(
+            now=self._now, seq=seq, prompt=len(tokens), max_new=max_new, hashes=names, parent=parent, **fields
+        )  # type: ignore[arg-type]
+        if self.scheduler.can_ever_fit(arrive) is not None:
+            return False
         self.hosts[seq] = host
-        self.scheduler.on_event(
-            Arrive(now=self._now, seq=seq, prompt=len(tokens), max_new=max_new, hashes=names, parent=parent, **fields)  # type: ignore[arg-type]
-        )
+        self.scheduler.on_event(arrive)
+        return True
 
     def abort(self, seq: SeqId) -> None:
         self.scheduler.on_event(Abort(now=self._now, seq=seq))
@@ -135,12 +142,14 @@ class Driver:
             for token in taken:
                 assert token == next_token(host.chain, host.choice)
                 extend(host.chain, token)
+                host.tokens.append(token)
             host.finished = host.generated >= host.stop or len(host.chain) - 1 >= self.limits.max_model_len
             results.append(SeqResult(seq, len(taken), host.finished, host.completed()))
         self.scheduler.on_event(StepDone(now=self._now, step=step, duration=1.0, results=tuple(results)))
 
-    def run(self, most: int = 2000) -> None:
-        """Until all have finished."""
+    def run(self) -> None:
+        """Until all have finished, within a few times the steps that they would take one by one."""
+        most = 100 + 3 * sum(host.prompt // PAGE_TOKENS + host.stop + 4 for host in self.hosts.values())
         for _ in range(most):
             if not self.scheduler.has_unfinished:
                 return
