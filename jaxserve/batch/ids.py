@@ -1,4 +1,4 @@
-"""Which custom_ids a job has used. Lives on disk beyond a few megabytes, so that its memory does not grow with the job."""
+"""Which custom_ids a job has used: on disk beyond a few megabytes, so that memory does not grow with the job."""
 
 from __future__ import annotations
 

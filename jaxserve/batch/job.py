@@ -112,8 +112,9 @@ def answered(job: Job, answer: Answer) -> bytes:
     return _encode(job, response, None)
 
 
-def refused(job: Job, problem: Problem) -> bytes:
-    """The output line of a job that has no answer, with its line feed."""
+def refused(job: Job) -> bytes:
+    """The output line of a job that cannot be run, with its line feed."""
+    problem = job.problem or Problem("invalid_request", "The line asks nothing.")
     return _encode(job, None, {"code": problem.code, "message": problem.message, "line": job.number})
 
 

@@ -153,7 +153,7 @@ class _Window:
                 problem = Problem("duplicate_custom_id", f"custom_id {job.custom_id!r} was used by an earlier line.")
                 job = Job(job.number, job.end, job.custom_id, problem=problem)
             task = None
-            if job.problem is None:
+            if job.problem is None and job.body is not None:
                 task = asyncio.ensure_future(self.answer(job.url, job.body, job.number))
             self.entries.append(_Entry(job, before, task))
 
@@ -173,10 +173,9 @@ class _Window:
 
     def line_of(self, entry: _Entry) -> bytes:
         job = entry.job
-        if entry.task is None:
-            assert job.problem is not None
+        if job.problem is not None or entry.task is None:
             self.counts.add(job.end, 0, 0, failed=True)
-            return refused(job, job.problem)
+            return refused(job)
         answer = entry.task.result()
         self.counts.add(job.end, *answer.tokens, failed=answer.status != 200)
         return answered(job, answer)

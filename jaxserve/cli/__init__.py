@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failure as error:
         return _fail(error, 1)
     except Exception as error:
-        code = _exit_code(error)
-        if code is None:
+        known = _exit_code(error)
+        if known is None:
             raise
-        return _fail(error, code)
+        return _fail(error, known)
 
 
 def _dispatch(args: list[str]) -> int:

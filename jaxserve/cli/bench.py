@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.cli.load import Prompt, Shot, measure, summary
-from jaxserve.cli.parser import Parser, add_engine_options, engine_config
+from jaxserve.cli.parser import Parser, add_engine_options, engine_options
 from jaxserve.cli.talk import api_base, auth_headers
 from jaxserve.config import ConfigError
 
@@ -178,11 +178,11 @@ def _latency(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float
 
 
 def _library(args: argparse.Namespace) -> tuple[Any, Any]:
-    config = engine_config(args)
+    options = engine_options(args)
     from jaxserve.api import LLM
     from jaxserve.types import SamplingParams
 
-    return LLM(config=config), SamplingParams(
+    return LLM(**options), SamplingParams(
         max_tokens=args.output_len, temperature=0.0, ignore_eos=True, detokenize=False
     )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jaxserve.config import ConfigError, EngineConfig, add_arguments, from_arguments
+from jaxserve.config import ConfigError, EngineConfig, add_arguments, fields_of, from_arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,13 +31,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As in argparse.
 
         Raises:
             ConfigError: for an unknown option, naming the nearest known one.
         """
-        found, unknown = self.parse_known_args(args, namespace)
+        found, unknown = self.parse_known_args(None if args is None else list(args), namespace)
         if unknown:
             close = get_close_matches(unknown[0].split("=")[0], self._flags(), 1)
             hint = f"; did you mean {close[0]}?" if close else ""
@@ -76,6 +76,18 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
 
 def choose_platform(config: EngineConfig) -> None:
-    """jax reads JAX_PLATFORMS when it is imported; --device must be there first."""
-    if config.runtime.device != "auto":
-        os.environ["JAX_PLATFORMS"] = config.runtime.device
+    from jaxserve.engine.platform import select_platform
+
+    select_platform(config.runtime.device)
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The same as flat keywords, for `LLM(**options)`."""
+    config = engine_config(args)
+    options: dict[str, Any] = {}
+    for name, (path, _) in fields_of(EngineConfig).items():
+        part: Any = config
+        for step in path:
+            part = getattr(part, step)
+        options[name] = getattr(part, name)
+    return options

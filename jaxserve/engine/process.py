@@ -65,6 +65,13 @@ class ProcessClient:
         return await future
 
     @property
+    def pid(self) -> int:
+        """Of the engine process."""
+        if self._child is None:
+            raise RuntimeError("the engine process has not been started")
+        return self._child.pid
+
+    @property
     def failure(self) -> str | None:
         return self._failure
 

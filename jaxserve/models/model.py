@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -30,6 +31,12 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
     """The static graph of a module and its parameters as a plain nested dict."""
     graph, state = nnx.split(module)
     return graph, nnx.to_pure_dict(state)
+
+
+@lru_cache(maxsize=8)
+def _abstract(config: DecoderConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
+    """Building takes Python time for each parameter, and loading asks for it several times."""
+    return nnx.split(build(config, dtype))
 
 
 def _attend_first(attend: Attend, count: int) -> Attend:
@@ -59,8 +66,7 @@ class Model:
 
     @classmethod
     def from_config(cls, config: DecoderConfig, dtype: Any) -> Model:
-        graph, _ = split(build(config, dtype))
-        return cls(config, jnp.dtype(dtype), graph)
+        return cls(config, jnp.dtype(dtype), _abstract(config, jnp.dtype(dtype))[0])
 
     def bind(self, params: Params) -> Decoder:
         """The module with these parameters. For use while tracing: it costs Python time for each parameter."""
@@ -114,7 +120,7 @@ class Model:
     def abstract_params(self, quantization: str | None = None) -> Params:
         """The parameter tree as jax.ShapeDtypeStruct. With `quantization`, the name of a weight format, the matrices of
         the layers are QTensors; embedding, head, norms and biases never are."""
-        plain = split(build(self.config, self.dtype))[1]
+        plain = nnx.to_pure_dict(_abstract(self.config, self.dtype)[1])
         if quantization is None:
             return plain
         quantize = weight_format(quantization).quantize
@@ -154,6 +160,5 @@ class Model:
         return jnp.full(like.shape, {"one": 1, "zero": 0}[kind], like.dtype)
 
     def _metadata(self, name: str) -> Params:
-        state = nnx.split(build(self.config, self.dtype))[1]
-        named = nnx.map_state(lambda _, p: getattr(p, name), state)
-        return nnx.to_pure_dict(named)
+        state = _abstract(self.config, self.dtype)[1]
+        return nnx.to_pure_dict(nnx.map_state(lambda _, p: getattr(p, name), state))

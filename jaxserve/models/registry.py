@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxserve.models import gemma3, llama
 from jaxserve.models.config import DecoderConfig
@@ -66,4 +65,4 @@ def model_config_from_hf(config: dict[str, Any]) -> DecoderConfig:
 
 def build(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
     """The module with abstract parameters: shapes and dtypes, no memory."""
-    return nnx.eval_shape(lambda: family(config.architecture).build(config, jnp.dtype(dtype)))
+    return family(config.architecture).build(config, jnp.dtype(dtype))

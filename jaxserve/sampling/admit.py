@@ -43,18 +43,19 @@ _TOKENS = _FLOATS + len(Floats)
 
 def features_of(params: SamplingParams, banned: Sequence[Sequence[int]] = ()) -> Features:
     """The features of the FULL head that a sequence uses. banned: token sequences of `params.bad_words`."""
-    uses = {
-        Features.PENALTIES: params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty,
-        Features.BIAS: params.logit_bias,
-        Features.ALLOWED: params.allowed_token_ids is not None or params.banned_token_ids,
-        Features.BANNED: banned or params.bad_words,
-        Features.MIN_TOKENS: params.min_tokens > 0,
-        Features.LOGPROBS: params.logprobs is not None,
-    }
     features = Features.NONE
-    for feature, used in uses.items():
-        if used:
-            features |= feature
+    if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
+        features |= Features.PENALTIES
+    if params.logit_bias:
+        features |= Features.BIAS
+    if params.allowed_token_ids is not None or params.banned_token_ids:
+        features |= Features.ALLOWED
+    if banned or params.bad_words:
+        features |= Features.BANNED
+    if params.min_tokens > 0:
+        features |= Features.MIN_TOKENS
+    if params.logprobs is not None:
+        features |= Features.LOGPROBS
     return features
 
 

@@ -36,8 +36,8 @@ class HeadVariant(IntEnum):
 def variant_for(params: SamplingParams, generated: int = 0, *, grammar: bool = False) -> HeadVariant:
     """The least variant that serves a sequence. `generated`: tokens it has generated, or a lower bound of that."""
     features = features_of(params)
-    if generated >= params.min_tokens:
-        features &= ~Features.MIN_TOKENS
+    if features == Features.MIN_TOKENS and generated >= params.min_tokens:
+        features = Features.NONE
     if features or grammar:
         return HeadVariant.FULL
     return HeadVariant.GREEDY if is_greedy(params) else HeadVariant.SAMPLE

@@ -50,7 +50,7 @@ class Draft:
         """One row of q tokens, unless the rows in flight already bring the sequence to its end."""
         left, q = self.left, self.limits.q
         length = seq.known + seq.pending_rows
-        if length >= seq.end or not left.rows or left.tokens < q or not self.policy.tokens(seq, left, self.view):
+        if length >= seq.end or not left.rows or left.tokens < q:
             return False
         if length >= seq.release_at:
             self.pages.release_behind(seq, length)
@@ -69,9 +69,9 @@ class Draft:
 
     # Tiles
 
-    def prefill(self, seq: Seq) -> bool:
-        """Tiles of a resident's prompt, as many as policy, budget and pages allow."""
-        end = self._chunk_end(seq, self.policy.tokens(seq, self.left, self.view))
+    def prefill(self, seq: Seq, tokens: int) -> bool:
+        """Tiles of a resident's prompt for up to `tokens`, as many as budget and pages allow."""
+        end = self._chunk_end(seq, tokens)
         if end <= seq.computed:
             return False
         if seq.computed + 1 >= seq.release_at:
@@ -123,15 +123,13 @@ class Draft:
 
     # Newcomers
 
-    def admit(self, seq: Seq) -> bool:
+    def admit(self, seq: Seq, tokens: int) -> bool:
         """A slot, the pages that the sequence can share, and its first tiles.
 
         Beside others it is admitted only when its whole prompt fits with what admitted prompts still need. Alone it
         always is, because arrivals that could not run alone are refused.
         """
-        if not self.view.admitting or not seq.ready:
-            return False
-        if self._try_admit(seq):
+        if self._try_admit(seq, tokens):
             if not self.roster.has_slot and not self.policy.displaces:
                 self.view.admitting = False
             return True
@@ -139,8 +137,7 @@ class Draft:
             self.view.admitting = False
         return False
 
-    def _try_admit(self, seq: Seq) -> bool:
-        tokens = self.policy.tokens(seq, self.left, self.view)
+    def _try_admit(self, seq: Seq, tokens: int) -> bool:
         if tokens <= 0 or not self.left.tiles or self.left.tokens < PAGE_TOKENS:
             return False
         start = self._start(seq)
@@ -273,7 +270,7 @@ class Draft:
         for victim in list(reversed(self.roster.residents)):
             if victim is not want and victim.resident:
                 self.preempt(victim)
-                if self.decode(want) if want.phase is Phase.DECODE else self.prefill(want):
+                if self.decode(want) if want.phase is Phase.DECODE else self.prefill(want, PAGE_TOKENS):
                     break
 
     def finish(self) -> Plan:
@@ -307,12 +304,17 @@ def build_plan(policy: Policy, view: View, roster: Roster, pages: Pages, in_flig
         seq = seqs[ranked.id]
         if seq.step == step:
             continue
-        if seq.phase is Phase.DECODE:
-            draft.decode(seq)
-        elif seq.phase is Phase.PREFILL:
-            draft.prefill(seq)
-        else:
-            draft.admit(seq)
+        phase = seq.phase
+        if phase is Phase.WAITING and not (view.admitting and seq.ready):
+            continue
+        tokens = policy.tokens(seq, left, view)
+        if phase is Phase.WAITING:
+            draft.admit(seq, tokens)
+        elif tokens > 0:
+            if phase is Phase.DECODE:
+                draft.decode(seq)
+            else:
+                draft.prefill(seq, tokens)
         if not left.tokens or not (left.rows or left.tiles):
             break
     draft.break_deadlock()

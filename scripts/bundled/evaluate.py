@@ -5,6 +5,7 @@ counts exactly where greedy decoding would write it.
 """
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ class Recall:
         return float(np.sqrt(max(self.share * (1 - self.share), 1e-9) / max(self.answers, 1)))
 
 
+@cache
 def make_predict(model: Model) -> Callable[[Params, jax.Array], jax.Array]:
     """predict(params, tokens [rows, T]) -> argmax of the next token [rows, T]."""
     return jax.jit(lambda params, tokens: next_token_logits(model, params, tokens).argmax(-1).reshape(tokens.shape))
@@ -112,10 +114,10 @@ def cell_world(world: World, words: Words, cell: Cell) -> World:
 
 
 def table(predict: Callable[[Params, jax.Array], jax.Array], params: Params, tokenizer: Tokenizer, world: World, words: Words,
-          lengths: tuple[int, ...], documents: int, seed: str) -> list[dict[str, object]]:
+          lengths: tuple[int, ...], documents: int, seed: str, cells: tuple[Cell, ...] = CELLS) -> list[dict[str, object]]:
     """One record a cell and length: name, format, tokens, share, standard error, answers asked."""
     records: list[dict[str, object]] = []
-    for cell in CELLS:
+    for cell in cells:
         for length in lengths:
             found = recall(predict, params, task_batches(tokenizer, cell_world(world, words, cell), cell.task, length, documents,
                                                          f"{seed}/{cell.name}/{cell.format}/{length}"))

@@ -1,5 +1,6 @@
 """The training step: weighted cross entropy through the project's own model, AdamW. Knows no data beyond token arrays."""
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +51,7 @@ def _shifted(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     return targets.reshape(-1), weights.reshape(-1), answers.reshape(-1)
 
 
+@cache
 def make_step(model: Model) -> Callable[[TrainState, Batch, float], tuple[TrainState, jax.Array]]:
     """step(state, batch, learning rate) -> (state, [loss, right answer tokens, answer tokens]); one compile a row shape."""
     update = optimizer().update

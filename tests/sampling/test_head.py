@@ -12,6 +12,7 @@ from jaxserve.sampling.bitmask import allowed_mask
 from jaxserve.sampling.head import HeadVariant, head, variant_for
 from jaxserve.sampling.logprobs import prompt_logprobs
 from jaxserve.sampling.state import Ints, SlotLayout, allocate, decode_inputs
+from jaxserve.speculative.ngram import NGram
 from jaxserve.types import SamplingParams
 
 GREEDY, SAMPLE, FULL = HeadVariant
@@ -273,13 +274,15 @@ def test_prompt_logprobs_of_a_tile():
         assert got.top_ids[i, 0] == exact[i].argmax()
 
 
-@pytest.mark.parametrize("variant", HeadVariant)
-def test_big_arrays_are_updated_in_place(variant):
-    layout = SlotLayout(slots=8, max_len=512, vocab=1000, hidden_rows=80, hidden_dim=16)
+@pytest.mark.parametrize("variant, q, proposer", [(GREEDY, 1, None), (SAMPLE, 1, None), (FULL, 4, NGram())])
+def test_big_arrays_are_updated_in_place(variant, q, proposer):
+    layout = SlotLayout(slots=8, max_len=512, vocab=1000, hidden_rows=80, hidden_dim=16, q=q)
     slots = allocate(layout)
-    rows = np.zeros((4, 2), np.int32)
+    rows = np.zeros((4, 1 + q), np.int32)
     masks = np.zeros((4, 32), np.uint32) if variant is FULL else None
-    step = jax.jit(lambda s, r, m: head(lambda h: h @ jnp.ones((16, 1000)), s, r, m, variant), donate_argnums=0)
+    step = jax.jit(
+        lambda s, r, m: head(lambda h: h @ jnp.ones((16, 1000)), s, r, m, variant, proposer), donate_argnums=0
+    )
     text = step.lower(slots, rows, masks).compile().as_text()
     for name in ("tokens", "counts", "hidden", "extras"):
         leaf = getattr(slots, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -12,7 +13,8 @@ def param(shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype, init: str) -> nn
     """A parameter with its logical `axes` (one name a dimension, None: never sharded).
 
     `init`: "matrix" (normal, 1/sqrt(in)), "residual" (the same, further divided by sqrt(2 layers): it writes to the
-    residual stream), "embedding" (normal, 0.02), "one", "zero". Modules are only ever built abstractly, so the zeros
-    are never allocated.
+    residual stream), "embedding" (normal, 0.02), "one", "zero".
+
+    The value is abstract: modules describe, and parameters live in the tree that `Model` is given.
     """
-    return nnx.Param(jnp.zeros(shape, dtype), axes=axes, init=init)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype), axes=axes, init=init)

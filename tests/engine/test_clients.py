@@ -1,0 +1,99 @@
+"""Both ways to reach a core give the same tokens, and a core that dies or refuses says why."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.engine.client import EngineDead
+from jaxserve.engine.process import ProcessClient
+from jaxserve.engine.thread import ThreadClient
+from jaxserve.types import Delta, Request, SamplingParams
+from tests.engine.test_engine import SHAPE
+
+Client = ThreadClient | ProcessClient
+
+
+def config(executables: str, **options: object) -> EngineConfig:
+    return EngineConfig.of(**{**SHAPE, "wait_for_buckets": False, "compile_cache": executables, **options})
+
+
+def request(name: str, **params: object) -> Request:
+    chosen = {"max_tokens": 12, "seed": 1, "temperature": 0.8, "ignore_eos": True, **params}
+    return Request(id=name, prompt=[5, 6, 7, 8], params=SamplingParams(**chosen))
+
+
+async def answer(client: Client, deltas: asyncio.Queue[Delta], wanted: Request) -> list[int]:
+    client.submit(wanted)
+    tokens: list[int] = []
+    while True:
+        delta = await deltas.get()
+        tokens.extend(delta.tokens)
+        if delta.finish is not None:
+            return tokens
+
+
+def with_client(kind: type[Client], settings: EngineConfig, body: Callable[[Client, asyncio.Queue], Awaitable]) -> object:
+    async def main() -> object:
+        deltas: asyncio.Queue[Delta] = asyncio.Queue()
+        client = kind(settings)
+        try:
+            await client.start(lambda batch: [deltas.put_nowait(d) for d in batch] and None)
+            return await asyncio.wait_for(body(client, deltas), 60)
+        finally:
+            await client.close()
+
+    return asyncio.run(main())
+
+
+def test_thread_and_process_give_the_same_tokens(executables: str) -> None:
+    async def body(client: Client, deltas: asyncio.Queue) -> list[int]:
+        tokens = await answer(client, deltas, request("a"))
+        stats = await client.control("stats")
+        assert stats.counters["generation_tokens"] == 12
+        assert stats.counters["undeclared_compilations"] == 0
+        return tokens
+
+    assert with_client(ThreadClient, config(executables), body) == with_client(ProcessClient, config(executables), body)
+
+
+def test_a_killed_engine_process_is_noticed(executables: str) -> None:
+    async def body(client: ProcessClient, deltas: asyncio.Queue) -> str:
+        os.kill(client.pid, signal.SIGKILL)
+        cause = await client.wait_failed()
+        with pytest.raises(EngineDead, match="signal 9"):
+            client.submit(request("late"))
+        assert client.failure == cause
+        return cause
+
+    assert with_client(ProcessClient, config(executables), body) == "the engine process was killed by signal 9"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "/no/such/folder"}, "/no/such/folder is not a folder"),
+        ({"max_model_len": 10**6}, "--max-model-len 1000000 is more than"),
+        ({"kv_cache_memory": 1000}, "raise --kv-cache-memory"),
+        ({"scheduling_policy": "lottery"}, "no scheduling policy 'lottery'"),
+        ({"tensor_parallel_size": 3}, "--tensor-parallel-size 3"),
+        ({"decode_buckets": [99]}, "--decode-buckets 99 must lie between 1 and 8"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_at_start(options: dict, message: str, executables: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_client(ThreadClient, config(executables, **options), never)
+
+
+def test_a_refusal_crosses_the_process_border(executables: str) -> None:
+    with pytest.raises(ConfigError, match="/no/such/folder is not a folder"):
+        with_client(ProcessClient, config(executables, model="/no/such/folder"), never)
+
+
+async def never(client: Client, deltas: asyncio.Queue) -> None:
+    raise AssertionError("it started")
