@@ -257,7 +257,7 @@ class Abort(Frozen, tag="abort"):
     seq: SeqId
 
 
-class SeqResult(Frozen, array_like=True):
+class SeqResult(Frozen, array_like=True, gc=False):
     """What a step gave a sampling row: `tokens` really appended (0 when the row ran past its end), whether the sequence
     ends with them, and the chain hashes of pages that became full of known tokens."""
 
@@ -302,7 +302,7 @@ Event = Arrive | Abort | StepDone | MoveDone | Tick | CostUpdate | ResetCache
 # Plans: the scheduler's only output
 
 
-class Admit(Frozen, array_like=True):
+class Admit(Frozen, array_like=True, gc=False):
     """`seq` takes `slot`; the runner uploads its known tokens and parameters there before the step. `cached`: leading
     tokens whose KV is already in the pages granted with it."""
 
@@ -311,7 +311,7 @@ class Admit(Frozen, array_like=True):
     cached: int
 
 
-class Work(Frozen, array_like=True):
+class Work(Frozen, array_like=True, gc=False):
     """One sequence's share of a step: compute tokens [start, start + count) of its sequence."""
 
     seq: SeqId
@@ -324,7 +324,7 @@ class Work(Frozen, array_like=True):
     """The last token's logits go to `head`."""
 
 
-class Grant(Frozen, array_like=True):
+class Grant(Frozen, array_like=True, gc=False):
     """Entry `index` of the block table of (`slot`, `group`) becomes `page` of class `cls`."""
 
     slot: int
@@ -334,7 +334,7 @@ class Grant(Frozen, array_like=True):
     page: int
 
 
-class Copy(Frozen, array_like=True):
+class Copy(Frozen, array_like=True, gc=False):
     """Page `src` is copied to page `dst` before the step (fork of a partly filled page)."""
 
     group: int
@@ -343,7 +343,7 @@ class Copy(Frozen, array_like=True):
     dst: int
 
 
-class Seal(Frozen, array_like=True):
+class Seal(Frozen, array_like=True, gc=False):
     """16-bit page `src` of `group` is quantized to sealed page `dst` after the step."""
 
     group: int

@@ -7,13 +7,14 @@ wanted sequence run, and if nothing could run at all the first sequence that fou
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from jaxserve.scheduler.pages import Pages, Start, pages_for
 from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.request import Phase, Seq
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.view import Budget, View
-from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, PageUpdates, Plan, Work
+from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, Move, PageUpdates, Plan, Work
 
 
 class Draft:
@@ -279,7 +280,10 @@ class Draft:
             self.pages.publish(seq)
         self.roster.commit(self.admitted, self.preempted, self.forkable)
         self.view.admitting = True
-        moves = tuple(self.policy.residency(self.view, {work.seq for work in self.decode_rows + self.tiles}))
+        moves: tuple[Move, ...] = ()
+        if type(self.policy).residency is not Policy.residency:  # the set of planned sequences is not free
+            planned = {work.seq for work in self.decode_rows + self.tiles}
+            moves = tuple(self.policy.residency(self.view, planned))
         if moves:
             raise NotImplementedError(f"policy {self.policy.name!r} asks for moves, but there is only one tier")
         return Plan(
@@ -299,21 +303,18 @@ def build_plan(policy: Policy, view: View, roster: Roster, pages: Pages, in_flig
     """
     draft = Draft(policy, view, roster, pages, in_flight)
     left, step = draft.left, view.step
-    seqs = roster.seqs
-    for ranked in policy.rank(view):
-        seq = seqs[ranked.id]
-        if seq.step == step:
-            continue
+    waiting, prefill, decode = Phase.WAITING, Phase.PREFILL, Phase.DECODE
+    for seq in cast(Iterator[Seq], policy.rank(view)):
         phase = seq.phase
-        if phase is Phase.WAITING and not (view.admitting and seq.ready):
+        if seq.step == step or (phase is waiting and not (view.admitting and seq.ready)):
             continue
         tokens = policy.tokens(seq, left, view)
-        if phase is Phase.WAITING:
+        if phase is waiting:
             draft.admit(seq, tokens)
         elif tokens > 0:
-            if phase is Phase.DECODE:
+            if phase is decode:
                 draft.decode(seq)
-            else:
+            elif phase is prefill:
                 draft.prefill(seq, tokens)
         if not left.tokens or not (left.rows or left.tiles):
             break

@@ -82,11 +82,13 @@ class Policy:
         return {name: getattr(self, name) for name in names}
 
 
-def decodes(view: View) -> Iterator[SeqView]:
+def decodes(view: View) -> list[SeqView]:
     """Residents that generate, in order of arrival."""
-    return (seq for seq in view.residents() if seq.phase is Phase.DECODE)
+    decode = Phase.DECODE
+    return [seq for seq in view.residents() if seq.phase is decode]
 
 
-def prefills(view: View) -> Iterator[SeqView]:
+def prefills(view: View) -> list[SeqView]:
     """Residents whose prompt is partly computed, in order of arrival."""
-    return (seq for seq in view.residents() if seq.phase is Phase.PREFILL)
+    prefill = Phase.PREFILL
+    return [seq for seq in view.residents() if seq.phase is prefill]

@@ -20,11 +20,12 @@ NEVER = 1 << 62
 
 
 class Phase(Enum):
-    """WAITING sequences hold no slot and no page. PREFILL and DECODE are resident."""
+    """PREFILL and DECODE sequences are resident: they hold a slot and pages. The others hold neither."""
 
     WAITING = "waiting"
     PREFILL = "prefill"
     DECODE = "decode"
+    FINISHED = "finished"
 
 
 class Table:
@@ -121,7 +122,7 @@ class Seq:
 
     @property
     def resident(self) -> bool:
-        return self.phase is not Phase.WAITING
+        return self.phase is Phase.PREFILL or self.phase is Phase.DECODE
 
     @property
     def ready(self) -> bool:

@@ -123,6 +123,7 @@ class Roster:
             self.residents.discard(seq)
         elif self._new.pop(seq.id, None) is None:
             self._returned.discard(seq)
+        seq.phase = Phase.FINISHED
         seq.family.remove(seq)
         if seq.family and all(other.parked for other in seq.family):
             self._unpark(seq.family[0])  # it computes the prompt for the others

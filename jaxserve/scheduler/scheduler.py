@@ -12,7 +12,7 @@ from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.plan import build_plan
 from jaxserve.scheduler.policy import Policy
-from jaxserve.scheduler.request import Seq
+from jaxserve.scheduler.request import NO_SLOT, Seq
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.view import View
 from jaxserve.types import (
@@ -163,14 +163,11 @@ class Scheduler:
             seq.sampled(result.tokens, width)
             if result.hashes:
                 seq.hashes.extend(result.hashes)
-            if seq.resident:
-                if len(seq.hashes) > seq.published:
-                    self._pages.publish(seq)
-                if result.finished:
-                    self._remove(seq)
-            elif result.finished:
+            if len(seq.hashes) > seq.published and seq.resident:
+                self._pages.publish(seq)
+            if result.finished:
                 self._remove(seq)
-            else:
+            elif seq.slot == NO_SLOT:
                 self._roster.requeue(seq)
 
     def _require_results(self, launched: Launched, done: StepDone) -> None:

@@ -67,11 +67,11 @@ CURRICULUM = (
 
 _LONG = {"restate": .08, "kv": .27, "hop": .14, "needle": .13, "var": .03, "copy": .03, "talk": .05, "dialogue": .11, "text": .16}
 CONTINUED = (
-    Stage("open-256", 256, 250, {"restate": .15, "kv": .33, "hop": .14, "needle": .08, "var": .03, "copy": .04, "talk": .05, "dialogue": .08,
+    Stage("open-256", 256, 200, {"restate": .15, "kv": .33, "hop": .14, "needle": .08, "var": .03, "copy": .04, "talk": .05, "dialogue": .08,
                                  "text": .10}, (Gate("kv", .90), Gate("hop", .90)), made_up_share=.1, learning_rate=(1.2e-3, 1.2e-3)),
-    Stage("open-512", 512, 300, _LONG, (Gate("kv", .90), Gate("hop", .90)), least=150, made_up_share=.1, learning_rate=(1.2e-3, 1.2e-3)),
-    Stage("open-1024", 1024, 400, _LONG, (Gate("kv", .90), Gate("hop", .90)), least=200, made_up_share=.1, learning_rate=(1.2e-3, 8e-4)),
-    Stage("open-2048", 2048, 500, _LONG, (), made_up_share=.1, learning_rate=(8e-4, 4e-5)),
+    Stage("open-512", 512, 160, _LONG, (Gate("kv", .90), Gate("hop", .90)), least=100, made_up_share=.1, learning_rate=(1.2e-3, 1.2e-3)),
+    Stage("open-1024", 1024, 220, _LONG, (Gate("kv", .92), Gate("hop", .92)), least=150, made_up_share=.1, learning_rate=(1.2e-3, 8e-4)),
+    Stage("open-2048", 2048, 260, _LONG, (), made_up_share=.1, learning_rate=(8e-4, 4e-5)),
 )
 """For a model that already looks up words of closed lists (`--init`): opens the words, then the length."""
 

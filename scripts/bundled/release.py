@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxserve.checkpoint import export_hf
 from jaxserve.models import Model, Params
-from scripts.bundled.evaluate import bits_per_byte, make_predict, markdown, table, verdicts
+from scripts.bundled.evaluate import CELLS, Cell, bits_per_byte, make_predict, markdown, table, verdicts
 from scripts.bundled.prepare import Prepared
 from scripts.bundled.curriculum import Stage
 from scripts.bundled.tasks import IDENTITY
@@ -25,10 +25,11 @@ def rounded(params: Params) -> Params:
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
 
 
-def measure(model: Model, params: Params, prepared: Prepared, documents: int, seed: str, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
+def measure(model: Model, params: Params, prepared: Prepared, documents: int, seed: str, lengths: tuple[int, ...] = LENGTHS,
+            cells: tuple[Cell, ...] = CELLS) -> dict[str, Any]:
     """Recall by task, format and length; the release gates; bits per byte of held-out stories."""
     params = rounded(params)
-    records = table(make_predict(model), params, prepared.tokenizer, prepared.test_world(_SPEECH), prepared.words, lengths, documents, seed)
+    records = table(make_predict(model), params, prepared.tokenizer, prepared.test_world(_SPEECH), prepared.words, lengths, documents, seed, cells)
     return {"recall": records, "gates": verdicts(records), "documents_a_cell": documents, "seed": seed,
             "stories_bits_per_byte": round(bits_per_byte(model, params, prepared.tokenizer, prepared.held_out.documents["kids_stories"], 40), 3)}
 

@@ -126,10 +126,12 @@ class Trainer:
             file.write(json.dumps({**asdict(progress), "stage": stage.name, "loss": loss, "answer_tokens": right / asked}) + "\n")
 
     def _gates_open(self, stage: Stage, state: TrainState, progress: Progress) -> bool:
+        if progress.step < stage.least:
+            return False
         results = [(gate, self._measure(stage, gate, state, progress)) for gate in stage.gates]
         if results:
             self.say("  gates: " + ", ".join(f"{gate.task} {100 * share:.0f} % (wants {100 * gate.share:.0f})" for gate, share in results))
-        return bool(results) and progress.step >= stage.least and all(share >= gate.share for gate, share in results)
+        return bool(results) and all(share >= gate.share for gate, share in results)
 
     def _measure(self, stage: Stage, gate: Gate, state: TrainState, progress: Progress) -> float:
         rows = task_batches(self.prepared.tokenizer, self.prepared.test_world(stage), gate.task, stage.length,

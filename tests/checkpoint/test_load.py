@@ -123,7 +123,7 @@ def test_unexpected_tensor(folder):
 
 def test_wrong_shape(folder):
     edit(folder, lambda tensors: tensors.update({"model.norm.weight": np.ones(47, np.float32)}))
-    with pytest.raises(CheckpointError, match=r"tors: tensor 'model\.norm\.weight' has shape \[47\].*\[48\]"):
+    with pytest.raises(CheckpointError, match=r"sors: tensor 'model\.norm\.weight' has shape \[47\].*\[48\]"):
         load_model(folder, "float32")
 
 

@@ -16,6 +16,7 @@ from jaxserve.speculative.ngram import NGram
 from jaxserve.types import SamplingParams
 
 GREEDY, SAMPLE, FULL = HeadVariant
+jit_admit, jit_extras = jax.jit(admit), jax.jit(admit_extras)
 PLAIN = [
     {"temperature": 0.0},
     {"temperature": 1.0, "seed": 1},
@@ -83,7 +84,7 @@ def test_the_variant_does_not_change_a_token(crowd):
 
 @pytest.mark.parametrize("variant", [SAMPLE, FULL])
 def test_alone_and_in_a_crowd(crowd, variant):
-    """Other slot, other row, other companions, padding: the same tokens."""
+    """Other slot, other row, other companions, another bucket: the same tokens."""
     for mine in PLAIN:
         alone, together = crowd(), crowd()
         alone.admit(0, [1, 2, 3], **mine)
@@ -93,7 +94,7 @@ def test_alone_and_in_a_crowd(crowd, variant):
         for step in range(8):
             others = {slot: logits_of([step, slot, 1]) for slot in range(len(PLAIN))}
             a = alone.step(variant, {0: logits_of(step)}, size=1)
-            b = together.step(variant, {**others, 5: logits_of(step)}, size=8)
+            b = together.step(variant, {**others, 5: logits_of(step)})
             assert a.tokens[0, 0] == b.tokens[5, 0]
 
 
@@ -261,10 +262,11 @@ def test_prompt_logprobs_of_a_tile():
     layout = SlotLayout(slots=2, max_len=128, vocab=vocab, hidden_rows=80, hidden_dim=vocab)
     prompt = np.random.default_rng(0).integers(vocab, size=100).tolist()
     params = SamplingParams(seed=0, max_tokens=1)
-    slots = admit(allocate(layout), 1, pack_admit(layout, prompt, 100, params))
+    slots = jit_admit(allocate(layout), 1, pack_admit(layout, prompt, 100, params))
     logits = logits_of(13, 80, vocab)
     slots = dataclasses.replace(slots, hidden=jnp.array(logits))
-    got = jax.device_get(prompt_logprobs(lambda h: h, slots, jnp.int32(1), jnp.int32(64), jnp.int32(16)))
+    score = jax.jit(lambda slots, slot, start, base: prompt_logprobs(lambda h: h, slots, slot, start, base))
+    got = jax.device_get(score(slots, 1, 64, 16))
     exact = logits[16:].astype(np.float64)
     exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
     for i in range(35):  # positions 64..98 have a known token after them
@@ -319,10 +321,10 @@ def test_admit_changes_one_slot_only():
     slots = allocate(layout)
     params = SamplingParams(seed=1, max_tokens=4, min_tokens=2, logit_bias={3: 1.0})
     for slot in (0, 2):
-        slots = admit(slots, slot, pack_admit(layout, [slot + 1] * 5, 5, params))
-        slots = admit_extras(slots, slot, pack_extras(layout, params, (9,)))
-    changed = admit(slots, 1, pack_admit(layout, [7] * 6, 4, params))
-    changed = admit_extras(changed, 1, pack_extras(layout, params, (9,)))
+        slots = jit_admit(slots, slot, pack_admit(layout, [slot + 1] * 5, 5, params))
+        slots = jit_extras(slots, slot, pack_extras(layout, params, (9,)))
+    changed = jit_admit(slots, 1, pack_admit(layout, [7] * 6, 4, params))
+    changed = jit_extras(changed, 1, pack_extras(layout, params, (9,)))
     for name in ("tokens", "ints", "floats", "counts", "extras"):
         before, after = np.asarray(getattr(slots, name)), np.asarray(getattr(changed, name))
         assert np.array_equal(before[[0, 2]], after[[0, 2]]) and not np.array_equal(before[1], after[1])

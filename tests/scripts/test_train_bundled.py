@@ -13,7 +13,7 @@ from jaxserve.models import Model, model_config_from_hf
 from scripts.bundled.corpus import read_corpus
 from scripts.bundled.curriculum import CURRICULA, Stage
 from scripts.bundled.data import batches, encode
-from scripts.bundled.evaluate import make_predict, recall, task_batches, verdicts
+from scripts.bundled.evaluate import CELLS, make_predict, recall, task_batches, verdicts
 from scripts.bundled.facts import RELATIONS, Lexicon, draw_facts
 from scripts.bundled.prepare import Prepared, prepare
 from scripts.bundled.release import measure, release
@@ -162,7 +162,7 @@ def test_resuming_gives_the_same_parameters_and_a_release_loads(model: Model, pr
     start = model.init(jax.random.key(0))
     assert not np.array_equal(start["embedding"]["table"], whole.params["embedding"]["table"])
 
-    measured = measure(model, whole.params, prepared, 1, "t", lengths=(64,))
+    measured = measure(model, whole.params, prepared, 1, "t", (64,), CELLS[:2])
     release(model, whole.params, prepared, corpus, tmp_path / "out", measured, "A test.")
     assert json.loads((tmp_path / "out" / "recall.json").read_text())["recall"]
     loaded, params = load_model(tmp_path / "out", "float32")

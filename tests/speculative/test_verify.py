@@ -22,6 +22,7 @@ from jaxserve.speculative.verify import appended, room
 from jaxserve.types import PAGE_TOKENS, SamplingParams
 
 VOCAB, SLOTS, MAX_LEN = 16, 4, 160
+jit_admit, jit_extras = jax.jit(admit), jax.jit(admit_extras)
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ def generate(q, proposer, requests, sharpness=3.0, force=None):
     slots = allocate(layout(q))
     variant = max(variant_for(params) for params, _ in requests) if force is None else force
     for slot, (params, prompt) in enumerate(requests):
-        slots = admit(slots, slot, pack_admit(layout(q), prompt, len(prompt), params))
+        slots = jit_admit(slots, slot, pack_admit(layout(q), prompt, len(prompt), params))
         extras = pack_extras(layout(q), params, (3,))
         if extras is not None:
-            slots = admit_extras(slots, slot, extras)
+            slots = jit_extras(slots, slot, extras)
     steps = verified = stood = 0
     while np.any(np.asarray(slots.ints)[:, Ints.LENGTH] < np.asarray(slots.ints)[:, Ints.LIMIT]):
         lengths = np.asarray(slots.ints[:, Ints.LENGTH])
@@ -123,20 +124,24 @@ def test_greedy_requests_do_not_depend_on_the_variant_that_verifies_them():
 
 
 def test_all_drafts_stand_and_none_stands():
-    """A model that always says 4, right drafts and wrong ones; the rows end at pages and at the limit."""
+    """Drafts of 4 for a model that always says 4, and for one that always says 9."""
     prompt, new = [1] * 60, 20
-    request = [(params(temperature=0.0, max_tokens=new, logit_bias={4: 100.0}), prompt)]
-    right, steps, verified, stood = generate(4, Fixed((4, 4, 4)), request)
-    assert right == [prompt + [4] * new]
+    (right,), steps, verified, stood = generate(
+        4, Fixed((4, 4, 4)), [(params(temperature=0.0, max_tokens=new, logit_bias={4: 100.0}), prompt)]
+    )
+    assert right == prompt + [4] * new
     # 61 tokens after the first step; then rows of positions 60-63, 64-67, 68-71, 72-75, 76-78 (token 80 is the last).
     assert (steps, verified, stood) == (6, 14, 14)
-    wrong, steps, _, stood = generate(4, Fixed((5, 4, 4)), request)
-    assert wrong == right and steps == new and stood == 0
+    (wrong,), steps, _, stood = generate(
+        4, Fixed((4, 4, 4)), [(params(temperature=0.0, max_tokens=new, logit_bias={9: 100.0}), prompt)]
+    )
+    assert wrong == prompt + [9] * new
+    assert steps == new and stood == 0
 
 
 def test_a_row_under_a_grammar_verifies_no_drafts():
     slots = allocate(layout(4))
-    slots = admit(slots, 0, pack_admit(layout(4), [1, 2], 2, params(temperature=0.0)))
+    slots = jit_admit(slots, 0, pack_admit(layout(4), [1, 2], 2, params(temperature=0.0)))
     slots = dataclasses.replace(slots, drafts=slots.drafts + 4, ints=slots.ints.at[0, Ints.DRAFT_LEN].set(3))
     rows = jnp.array([[0, 0, 1, 2, 3]], jnp.int32)
     logits = lambda h: jnp.zeros((4, VOCAB)).at[:, 4].set(9.0)  # noqa: E731

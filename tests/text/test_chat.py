@@ -18,7 +18,8 @@ TRIMMING = ("{{ bos_token }}\n{%- for m in messages %}\n    {% if m.role == 'sys
             "{%- if add_generation_prompt %}[assistant]{% endif %}")
 TOOLS = ("{% set ns = namespace(count=0) %}{% if tools %}{% for t in tools %}{% set ns.count = ns.count + 1 %}"
          "{{ t | tojson }}{{ t | tojson(indent=2) }}\n{% endfor %}{{ ns.count }} tools{% endif %}"
-         "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.name }}:{{ c.function.arguments | tojson }}"
+         "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}"
+         "{{ c.function.name }}:{{ c.function.arguments | tojson }}"
          "{% if loop.index > 3 %}{% break %}{% endif %}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}")
 USER = {"role": "user", "content": " Hi there <b>&</b> "}
 CHAT = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": "Hello, "}]
