@@ -1,8 +1,4 @@
-"""The page walk of the reference attention ops: online softmax, one page a step. Knows no KV format and no backend.
-
-Both paged ops are this walk; they differ in how many queries a row has. A step costs one page per row, and there are as
-many steps as the longest row needs, whatever the width of the tables.
-"""
+"""The page walk of the reference attention ops: online softmax over pages. Knows no KV format and no backend."""
 
 from __future__ import annotations
 
@@ -20,60 +16,72 @@ def walk(
     q: jax.Array,
     positions: jax.Array,
     pool: Any,
-    layer: int,
+    layer: int | jax.Array,
     tables: jax.Array,
     *,
     scale: float,
     window: int | None,
     softcap: float | None,
     layout: Layout,
+    pages_per_step: int,
 ) -> Attended:
     """Causal attention of `q` [rows, q_tokens, heads, head_dim] over the pages of `tables` int32 [rows, max_pages].
 
-    Query i of a row stands at `positions[row] + i`; a row with position -1 sees nothing. Every result bit of a row
-    depends on that row alone: a step that is masked for it multiplies by exp(0) and adds 0.
+    Query i of a row stands at `positions[row] + i`; a row with position -1 sees nothing. All rows walk together, as
+    many steps as the longest one needs, whatever the width of the tables. Every result bit of a row depends on that
+    row alone: a step in which it sees nothing multiplies by exp(0) and adds 0.
     """
     rows, q_tokens, heads, head_dim = q.shape
     pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
     group = heads // kv_heads
+    m_rows = group * q_tokens
+    n = pages_per_step
     grouped = (q.astype(jnp.float32) * scale).reshape(rows, q_tokens, kv_heads, group, head_dim)
-    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, group * q_tokens, head_dim)
+    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, 1, kv_heads, m_rows, head_dim)
+    grouped = jnp.broadcast_to(grouped, (rows, n, kv_heads, m_rows, head_dim)).reshape(-1, kv_heads, m_rows, head_dim)
 
     live = positions >= 0
     q_pos = jnp.where(live[:, None], positions[:, None] + jnp.arange(q_tokens), -1)
-    end = jnp.minimum(jnp.max(q_pos) // page_tokens + 1, tables.shape[1])
-    begin = jnp.zeros((), jnp.int32)
+    end = jnp.max(q_pos, axis=1) // page_tokens + 1
+    begin = jnp.zeros_like(end)
     if window is not None:
-        first_key = jnp.maximum(positions - window + 1, 0)
-        begin = jnp.min(jnp.where(live, first_key // page_tokens, end)).astype(jnp.int32)
-
-    def visible(index: jax.Array, ids: jax.Array) -> jax.Array:
-        k_pos = index * page_tokens + jnp.arange(page_tokens)
-        mask = (k_pos <= q_pos[:, :, None]) & (ids >= 0)[:, None, None] & (ids < pages)[:, None, None]
-        if window is not None:
-            mask &= k_pos > q_pos[:, :, None] - window
-        mask = jnp.broadcast_to(mask[:, None], (rows, group, q_tokens, page_tokens))
-        return mask.reshape(rows, 1, group * q_tokens, page_tokens)
+        begin = jnp.where(live, jnp.maximum(positions - window + 1, 0) // page_tokens, end)
+    columns = -(-tables.shape[1] // n)
+    tables = jnp.pad(tables, ((0, 0), (0, columns * n - tables.shape[1])), constant_values=pages)
+    place = jnp.arange(columns * n)
+    present = (tables >= 0) & (tables < pages) & (place >= begin[:, None]) & (place < end[:, None])
+    # What a row does not see it reads from page 0 all the same: one page, soon in the cache.
+    tables = jnp.where(present, tables, 0)
 
     def step(carry: tuple[jax.Array, Attended]) -> tuple[jax.Array, Attended]:
         index, (o, m, l) = carry  # noqa: E741
-        ids = lax.dynamic_index_in_dim(tables, index, axis=1, keepdims=False)
-        page = layout.fetch(pool, layer, jnp.clip(ids, 0, pages - 1))
-        mask = visible(index, ids)
-        s = layout.scores(grouped, page)
+        ids = lax.dynamic_slice_in_dim(tables, index * n, n, axis=1)
+        page = layout.fetch(pool, layer, ids.reshape(-1))
+        k_pos = (index * n + jnp.arange(n))[:, None] * page_tokens + jnp.arange(page_tokens)
+        seen = k_pos[:, None] <= q_pos[:, None, :, None]
+        if window is not None:
+            seen &= k_pos[:, None] > q_pos[:, None, :, None] - window
+        seen &= lax.dynamic_slice_in_dim(present, index * n, n, axis=1)[:, :, None, None]
+        seen = jnp.broadcast_to(seen[:, :, None, None], (rows, n, 1, group, q_tokens, page_tokens))
+        seen = seen.reshape(rows, n, 1, m_rows, page_tokens)
+
+        s = layout.scores(grouped, page).reshape(rows, n, kv_heads, m_rows, page_tokens)
         if softcap is not None:
             s = softcap * jnp.tanh(s / softcap)
-        s = jnp.where(mask, s, NO_KEY)
-        m_new = jnp.maximum(m, jnp.max(s, axis=-1))
-        p = jnp.where(mask, jnp.exp(s - m_new[..., None]), 0.0)
+        s = jnp.where(seen, s, NO_KEY)
+        m_new = jnp.maximum(m, jnp.max(s, axis=(1, 4)))
+        p = jnp.where(seen, jnp.exp(s - m_new[:, None, :, :, None]), 0.0)
         keep = jnp.exp(m - m_new)
-        l = l * keep + jnp.sum(p, axis=-1)  # noqa: E741
-        o = o * keep[..., None] + layout.mix(p, page)
+        l = l * keep + jnp.sum(p, axis=(1, 4))  # noqa: E741
+        mixed = layout.mix(p.reshape(-1, kv_heads, m_rows, page_tokens), page)
+        o = o * keep[..., None] + jnp.sum(mixed.reshape(rows, n, kv_heads, m_rows, head_dim), axis=1)
         return index + 1, Attended(o, m_new, l)
 
-    flat = (rows, kv_heads, group * q_tokens)
+    flat = (rows, kv_heads, m_rows)
     nothing = Attended(jnp.zeros((*flat, head_dim)), jnp.full(flat, NO_KEY), jnp.zeros(flat))
-    _, part = lax.while_loop(lambda carry: carry[0] < end, step, (begin, nothing))
+    first = jnp.min(begin) // n
+    last = jnp.minimum(-(-jnp.max(end) // n), columns)
+    _, part = lax.while_loop(lambda carry: carry[0] < last, step, (first, nothing))
     return jax.tree.map(lambda x: _ungroup(x, q_tokens), part)
 
 

@@ -134,8 +134,9 @@ class AsyncLLM:
         Raises:
             EngineDead: the engine has ended.
         """
-        all_running = [self._start(state) for state in states]
+        all_running: list[_Running] = []
         try:
+            all_running.extend(map(self._start, states))
             for running in all_running:
                 while not running.state.finished:
                     if self.failure is not None:
@@ -187,9 +188,9 @@ class AsyncLLM:
         await self._client.close()
 
     def _start(self, state: RequestState) -> _Running:
+        self._client.submit(state.request)
         running = self._running[state.request.id] = _Running(state)
         self._sequences += state.request.params.n
-        self._client.submit(state.request)
         return running
 
     def _take(self, deltas: Sequence[Delta]) -> None:

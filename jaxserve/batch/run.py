@@ -138,9 +138,10 @@ class _Window:
                     self.counts.show(len(self.entries))
                 await self.breathe()
         finally:
-            for entry in self.entries:
-                if entry.task is not None:
-                    entry.task.cancel()
+            tasks = [entry.task for entry in self.entries if entry.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def start_some(self) -> None:
         for _ in range(min(SUBMIT_BURST, self.window - len(self.entries))):
@@ -149,7 +150,8 @@ class _Window:
             if job is None:
                 self.more = False
                 return
-            if job.problem is None and job.custom_id is not None and not self.ids.add(job.custom_id):
+            used = job.custom_id is not None and not self.ids.add(job.custom_id)
+            if used and job.problem is None:
                 problem = Problem("duplicate_custom_id", f"custom_id {job.custom_id!r} was used by an earlier line.")
                 job = Job(job.number, job.end, job.custom_id, problem=problem)
             task = None
@@ -159,17 +161,17 @@ class _Window:
 
     def write_ready(self) -> None:
         lines: list[bytes] = []
-        last: _Entry | None = None
-        while self.entries and (self.entries[0].task is None or self.entries[0].task.done()):
-            last = self.entries.popleft()
-            lines.append(self.line_of(last))
-        if last is None:
-            return
-        self.output.append(lines)
+        before = None
+        try:
+            while self.entries and (self.entries[0].task is None or self.entries[0].task.done()):
+                lines.append(self.line_of(self.entries[0]))
+                before = self.entries.popleft().before
+        finally:
+            self.output.append(lines)
         now = time.monotonic()
-        if now - self.saved_at >= POSITION_EVERY_S:
+        if before is not None and now - self.saved_at >= POSITION_EVERY_S:
             self.saved_at = now
-            self.output.save_position(last.before)
+            self.output.save_position(before)
 
     def line_of(self, entry: _Entry) -> bytes:
         job = entry.job

@@ -37,8 +37,11 @@ def read_generation_config(folder: Path) -> GenerationDefaults:
     try:
         raw: dict[str, Any] = json.loads(path.read_text())
         eos = raw.get("eos_token_id")
-        ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),)
-        names = GenerationDefaults.__dataclass_fields__.keys() - {"eos_token_ids"}
-        return GenerationDefaults(eos_token_ids=ids, **{name: raw[name] for name in names if name in raw})
+        ids = () if eos is None else tuple(map(int, eos)) if isinstance(eos, list) else (int(eos),)
+        names = GenerationDefaults.__dataclass_fields__.keys() & raw.keys()
+        for name in names:
+            if not isinstance(raw[name], int | float | None):
+                raise TypeError(f"{name} is {raw[name]!r}")
+        return GenerationDefaults(eos_token_ids=ids, **{name: raw[name] for name in names})
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error

@@ -31,8 +31,10 @@ def read_config(path: str | Path) -> DecoderConfig:
         return model_config_from_hf(json.loads(file.read_text()))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist: a model folder needs a config.json") from error
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:
+        raise CheckpointError(f"{file} has a field of the wrong type or value: {error!r}") from error
 
 
 def load_model(

@@ -1,4 +1,7 @@
-"""Orbax folders: the converted tree as it is in memory, quantization included, with config and tokenizer beside it."""
+"""Orbax folders: the converted tree as it is in memory, quantization included, with config and tokenizer beside it.
+
+Orbax is imported where it is used: it takes most of a second, which other folders need not wait for.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from jaxserve.checkpoint.errors import CheckpointError
 from jaxserve.checkpoint.export import write_config
@@ -30,6 +32,8 @@ def save_orbax(folder: str | Path, model: Model, params: Params, source: str | P
     `source`: the folder that the model came from; its tokenizer, template and generation files are copied.
     Raises FileExistsError where `folder` holds such a model already.
     """
+    import orbax.checkpoint as ocp
+
     folder = Path(folder).absolute()
     if is_orbax(folder):
         raise FileExistsError(f"{folder} holds a converted model already: choose another folder or remove it")
@@ -70,6 +74,8 @@ def agree(folder: Path, dtype: Any, quantization: str | None) -> tuple[str, str 
 
 def restore(folder: Path, abstract: Params, shardings: Params) -> Params:
     """Parameters like `abstract`, placed as `shardings` (leaves Sharding or None) says."""
+    import orbax.checkpoint as ocp
+
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def like(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:

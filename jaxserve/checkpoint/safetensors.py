@@ -166,6 +166,7 @@ def write_folder(folder: Path, entries: list[Entry], max_file_bytes: int) -> Non
         room -= entry.nbytes
     if len(shards) == 1:
         _write_file(folder / SINGLE, entries)
+        (folder / INDEX).unlink(missing_ok=True)
         return
     place: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -175,6 +176,7 @@ def write_folder(folder: Path, entries: list[Entry], max_file_bytes: int) -> Non
     total = sum(entry.nbytes for entry in entries)
     index = {"metadata": {"total_size": total}, "weight_map": place}
     (folder / INDEX).write_text(json.dumps(index, indent=2))
+    (folder / SINGLE).unlink(missing_ok=True)
 
 
 def _write_file(path: Path, entries: list[Entry]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jaxserve.checkpoint.errors import CheckpointError
 
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_UNWANTED = ["consolidated*", "*/*"]  # the same weights again, in their authors' own layout
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
@@ -24,7 +25,7 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(

@@ -152,7 +152,7 @@ class Draft:
         end = self._within_room(seq, self._chunk_end(seq, tokens))
         self.pages.grow(seq, pages_for(end), self.grants)
         self._add_tiles(seq, end)
-        if self._reserved is not None:
+        if self._reserved is not None and seq.phase is Phase.PREFILL:
             self._reserve(seq)
         return True
 
@@ -206,16 +206,16 @@ class Draft:
         """Pages by group that admitted prompts have yet to be granted."""
         if self._reserved is None:
             self._reserved = [0] * len(self.view.groups)
-            for seq in self.roster.residents:
-                self._reserve(seq)
-            for seq in self.admitted:
-                self._reserve(seq)
+            prefill = Phase.PREFILL
+            for seq in [*self.roster.residents, *self.admitted]:
+                if seq.phase is prefill:
+                    self._reserve(seq)
         return self._reserved
 
     def _reserve(self, seq: Seq) -> None:
-        if seq.phase is Phase.PREFILL and self._reserved is not None:
-            for g, need in enumerate(self.pages.need(pages_for(seq.target) - seq.table_end)):
-                self._reserved[g] += need
+        assert self._reserved is not None
+        for g, need in enumerate(self.pages.need(pages_for(seq.target) - seq.table_end)):
+            self._reserved[g] += need
 
     # Victims
 

@@ -7,7 +7,7 @@ no HTTP; errors are ParamError with the name that a client knows, the value and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -118,8 +118,10 @@ def _check_stops(params: SamplingParams, limits: ModelLimits) -> None:
         raise ParamError("stop", "stop needs detokenize: strings are found in the text")
 
 
-def _banned_sequences(words: Collection[str], limits: ModelLimits, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+def _banned_sequences(words: Sequence[str], limits: ModelLimits, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """Token sequences of each word, as it begins a text and as it follows a space."""
+    if len(words) > limits.max_banned_sequences:
+        raise ParamError("bad_words", f"bad_words holds {len(words)} words; the most are {limits.max_banned_sequences}")
     found: dict[tuple[int, ...], str] = {}
     for word in words:
         if not isinstance(word, str) or not word.strip():

@@ -6,85 +6,51 @@ with the same character, the longer. Text that may be the beginning of a stop is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
 from functools import lru_cache
 
 MAX_STOP_CHARS = 1024
-"""Longest stop string: the automaton has a state for each character."""
+"""Longest stop string."""
 
 
-class _Automaton:
-    """Aho-Corasick: a state is the longest end of the text that begins some stop."""
-
-    def __init__(self, stops: Sequence[str]):
-        self.next: list[dict[str, int]] = [{}]
-        self.depth = [0]
-        self.match = [0]
-        """Length of the longest stop that ends in a state; 0: none."""
-        for stop in stops:
-            self._add(stop)
-        self.fail = [0] * len(self.next)
-        self._link()
-        self.first = frozenset(self.next[0])
-
-    def _add(self, stop: str) -> None:
-        state = 0
-        for character in stop:
-            if character not in self.next[state]:
-                self.next[state][character] = len(self.next)
-                self.next.append({})
-                self.depth.append(self.depth[state] + 1)
-                self.match.append(0)
-            state = self.next[state][character]
-        self.match[state] = len(stop)
-
-    def _link(self) -> None:
-        level = list(self.next[0].values())
-        while level:
-            below = []
-            for state in level:
-                self.match[state] = self.match[state] or self.match[self.fail[state]]
-                for character, child in self.next[state].items():
-                    self.fail[child] = self.step(self.fail[state], character)
-                    below.append(child)
-            level = below
-
-    def step(self, state: int, character: str) -> int:
-        while state and character not in self.next[state]:
-            state = self.fail[state]
-        return self.next[state].get(character, 0)
-
-
-_automaton = lru_cache(maxsize=256)(_Automaton)
+@lru_cache(maxsize=256)
+def _borders(stop: str) -> array[int]:
+    """For each beginning of `stop`: the length of its longest proper beginning that is also its end (Knuth, Morris and
+    Pratt)."""
+    borders = array("h", [0] * len(stop))
+    length = 0
+    for index in range(1, len(stop)):
+        while length and stop[index] != stop[length]:
+            length = borders[length - 1]
+        length += stop[index] == stop[length]
+        borders[index] = length
+    return borders
 
 
 class StopFinder:
-    """Finds the first of `stops` in text that comes in pieces; linear in the text."""
+    """Finds the first of `stops` in text that comes in pieces; linear in the text, whatever is in it."""
 
-    __slots__ = ("_automaton", "_include", "_state", "_held")
+    __slots__ = ("_stops", "_first", "_include", "_matched", "_held")
 
     def __init__(self, stops: tuple[str, ...], include_in_output: bool = False):
-        self._automaton = _automaton(stops)
+        self._stops = [(stop, _borders(stop)) for stop in stops]
+        self._first = frozenset(stop[0] for stop in stops)
         self._include = include_in_output
-        self._state = 0
+        self._matched = [0] * len(stops)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """(text that may be shown, the stop that ended it or None). Nothing may be pushed after a stop."""
-        automaton, state = self._automaton, self._state
-        if not state and automaton.first.isdisjoint(text):
+        if not self._held and self._first.isdisjoint(text):
             return text, None
         for index, character in enumerate(text):
-            state = automaton.step(state, character)
-            length = automaton.match[state]
-            if length:
+            stop = self._step(character)
+            if stop is not None:
                 shown = self._held + text[: index + 1]
-                stop = shown[-length:]
                 self._held = ""
-                return shown if self._include else shown[:-length], stop
-        self._state = state
+                return shown if self._include else shown[: -len(stop)], stop
         shown = self._held + text
-        cut = len(shown) - automaton.depth[state]
+        cut = len(shown) - max(self._matched)
         self._held = shown[cut:]
         return shown[:cut], None
 
@@ -92,3 +58,16 @@ class StopFinder:
         """What was held back, when the text ends without a stop."""
         held, self._held = self._held, ""
         return held
+
+    def _step(self, character: str) -> str | None:
+        """Advances every stop by a character; the longest that is complete with it."""
+        found = None
+        for number, (stop, borders) in enumerate(self._stops):
+            matched = self._matched[number]
+            while matched and stop[matched] != character:
+                matched = borders[matched - 1]
+            matched += stop[matched] == character
+            self._matched[number] = matched
+            if matched == len(stop) and (found is None or matched > len(found)):
+                found = stop
+        return found

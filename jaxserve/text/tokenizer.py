@@ -80,8 +80,15 @@ class Tokenizer:
         return [encoding.ids for encoding in found]
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of `tokens`. Ids that the tokenizer does not know have none."""
-        return self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        """The text of `tokens`. Ids that the tokenizer does not know have none.
+
+        Raises:
+            ParamError: something that is no id at all.
+        """
+        try:
+            return self._backend.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        except (TypeError, OverflowError):
+            raise ParamError("tokens", "tokens must be token ids: whole numbers from 0 on") from None
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token adds to a text; they may be part of a character. Empty for an unknown id."""

@@ -1,1 +1,1 @@
-"""Training of the bundled model: data, tokenizer, curriculum, evaluation, export. Knows the model only through `jaxserve.models`."""
+"""Training of the bundled model, part by part. Knows the model only through `jaxserve.models`."""

@@ -1,4 +1,5 @@
 """Reads the text corpus: documents by file, a held-out part, sentences as filler. Knows no tasks and no tokens."""
+
 import gzip
 import re
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ _ODD_TURN = "[user"  # placeholders such as "[user 2's name]" that some dialogue
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of one part (training or held out), by source name; `dialogues` are `User: ... / Assistant: ...` lines."""
+    """Documents of one part (training, held out) by source; `dialogues` are `User: ... / Assistant: ...` lines."""
+
     documents: dict[str, tuple[str, ...]]
 
     def text(self, rng: Random, characters: int, sources: Sequence[str]) -> str:
@@ -23,11 +25,15 @@ class Corpus:
         document = rng.choice(self.documents[rng.choice(sources)])
         starts = [0] + [m.end() for m in re.finditer(r"\n\n", document)]
         latest = max(len(document) - characters, 0)
-        return document[rng.choice([s for s in starts if s <= latest]):][:characters]
+        return document[rng.choice([s for s in starts if s <= latest]) :][:characters]
 
     def sentences(self, rng: Random, count: int, source: str = "kids_stories") -> list[str]:
         """`count` sentences that follow each other in one document (fewer where it ends); 10 to 200 characters each."""
-        found = [s for s in _SENTENCE_END.split(self.text(rng, 120 * count + 200, (source,)).replace("\n", " ")) if 10 <= len(s) <= 200]
+        found = [
+            s
+            for s in _SENTENCE_END.split(self.text(rng, 120 * count + 200, (source,)).replace("\n", " "))
+            if 10 <= len(s) <= 200
+        ]
         return found[:count]
 
     def dialogue(self, rng: Random) -> list[tuple[str, str]]:
@@ -41,7 +47,8 @@ class Corpus:
 
 
 def read_corpus(folder: Path) -> tuple[Corpus, Corpus]:
-    """(training part, held-out part) of the corpus in `folder`: one `NAME.txt.gz` a source, documents ended by `<|endoftext|>` lines.
+    """(training part, held-out part) of the corpus in `folder`: one `NAME.txt.gz` a source, documents ended by
+    `<|endoftext|>` lines.
 
     Raises FileNotFoundError naming the missing file, ValueError for a file without documents.
     """
@@ -49,7 +56,9 @@ def read_corpus(folder: Path) -> tuple[Corpus, Corpus]:
     for name in FILES:
         path = folder / f"{name}.txt.gz"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: --corpus wants a folder with {', '.join(f + '.txt.gz' for f in FILES)}.")
+            raise FileNotFoundError(
+                f"{path} is missing: --corpus wants a folder with {', '.join(f + '.txt.gz' for f in FILES)}."
+            )
         with gzip.open(path, "rt", encoding="utf-8") as file:
             documents = [d.strip() for d in file.read().split(SEPARATOR)]
         documents = [d for d in documents if d and not (name == "dialogues" and (_ODD_TURN in d or "\n" not in d))]

@@ -1,4 +1,5 @@
-"""Packs documents into rows of tokens and feeds them through Grain, deterministic in (seed, stage, row). Knows no model."""
+"""Packs documents into rows and feeds them through Grain, the same for the same seed. Knows no model."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
@@ -16,7 +17,10 @@ _WHOLE_REST = 0.4
 
 @dataclass(frozen=True)
 class Row:
-    """tokens [T] int32, weights [T] float32 and answers [T] int32 (0: none) of one row; weights[i] belongs to tokens[i] as a target."""
+    """tokens [T] int32, weights [T] float32 and answers [T] int32 (0: none) of one row; weights[i] belongs to tokens[i]
+    as a target.
+    """
+
     tokens: np.ndarray
     weights: np.ndarray
     answers: np.ndarray
@@ -26,7 +30,7 @@ class Row:
 
 
 class TokenCounter:
-    """Number of tokens of a piece of a document. A space at its end counts to the next piece, as the tokenizer has it."""
+    """Number of tokens of a piece of a document. A space at its end belongs to the next piece."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -36,7 +40,8 @@ class TokenCounter:
 
 
 def encode(tokenizer: Tokenizer, spans: list[Span], budget: int) -> tuple[list[int], list[float], list[int]]:
-    """Token ids, loss weights and answer numbers of a document, cut to `budget` tokens; an answer that was cut loses its number.
+    """Token ids, loss weights and answer numbers of a document, cut to `budget` tokens; an answer that was cut loses
+    its number.
 
     The text is encoded whole, as a server encodes a prompt; a token belongs to the span that holds its last character.
     """
@@ -63,9 +68,11 @@ def random_repeats(rng: Random, vocabulary: int, budget: int) -> tuple[list[int]
 class RowSource:
     """Rows of a stage by number: a Grain random-access source without end.
 
-    mix: task name -> share of documents. Documents are packed behind `<|endoftext|>`; each takes the whole rest of the row with
+    mix: task name -> share of documents. Documents are packed behind `<|endoftext|>`; each takes the whole rest of the
+    row with
     chance 0.4, otherwise a length drawn from [shortest, rest], so that long rows keep short documents.
     """
+
     tokenizer: Tokenizer
     world: World
     mix: Mapping[str, float]
@@ -88,8 +95,11 @@ class RowSource:
             weights += [1.0 if tokens else 0.0, *weight]
             answers += [0, *(a + number if a else 0 for a in answer)]
             number = max(answers)
-        return Row(np.asarray(tokens[:self.length], np.int32), np.asarray(weights[:self.length], np.float32),
-                   np.asarray(answers[:self.length], np.int32)).as_dict()
+        return Row(
+            np.asarray(tokens[: self.length], np.int32),
+            np.asarray(weights[: self.length], np.float32),
+            np.asarray(answers[: self.length], np.int32),
+        ).as_dict()
 
     def document(self, rng: Random, budget: int) -> tuple[list[int], list[float], list[int]]:
         task = rng.choices(list(self.mix), list(self.mix.values()))[0]
@@ -100,5 +110,5 @@ class RowSource:
 
 def batches(source: RowSource, rows: int, start: int) -> grain.DatasetIterator:
     """Batches [rows, T] of a stage from step `start` on; the same step always gives the same batch."""
-    dataset = grain.MapDataset.source(source)[start * rows:].batch(rows)
+    dataset = grain.MapDataset.source(source)[start * rows :].batch(rows)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

@@ -1,8 +1,9 @@
 """Recall on fresh instances: the share of answers whose every token the model would choose greedily. Knows no training.
 
-One full forward over the document and its answers: a token counts where it is the argmax after all that precedes it, so an answer
-counts exactly where greedy decoding would write it.
+One full forward over the document and its answers: a token counts where it is the argmax after all that precedes it, so
+an answer counts exactly where greedy decoding would write it.
 """
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +27,7 @@ TOKENS_AT_ONCE = 2048
 @dataclass(frozen=True)
 class Recall:
     """Counts over fresh rows."""
+
     right: int
     answers: int
     right_tokens: int
@@ -67,19 +69,30 @@ def recall(predict: Callable[[Params, jax.Array], jax.Array], params: Params, ba
 
 
 def task_batches(tokenizer: Tokenizer, world: World, task: str, length: int, documents: int, seed: str) -> list[Batch]:
-    """`documents` rows of one document of `task` each, `length` tokens with its padding, in batches of TOKENS_AT_ONCE tokens."""
+    """`documents` rows of one document of `task` each, `length` tokens with its padding, in batches of TOKENS_AT_ONCE
+    tokens.
+    """
     source = RowSource(tokenizer, world, {task: 1.0}, length, seed, shortest=length)
     rows = max(1, TOKENS_AT_ONCE // length)
     items = [source[i] for i in range(-(-documents // rows) * rows)]
-    return [{name: np.stack([item[name] for item in items[i:i + rows]]) for name in items[0]} for i in range(0, len(items), rows)]
+    return [
+        {name: np.stack([item[name] for item in items[i : i + rows]]) for name in items[0]}
+        for i in range(0, len(items), rows)
+    ]
 
 
-def bits_per_byte(model: Model, params: Params, tokenizer: Tokenizer, texts: Iterable[str], windows: int, length: int = 512) -> float:
+def bits_per_byte(
+    model: Model, params: Params, tokenizer: Tokenizer, texts: Iterable[str], windows: int, length: int = 512
+) -> float:
     """Mean over `windows` windows of `length` tokens, one from the start of each text that is long enough."""
-    score = jax.jit(lambda p, t: optax.softmax_cross_entropy_with_integer_labels(next_token_logits(model, p, t)[:-1], t[0, 1:]).sum())
+    score = jax.jit(
+        lambda p, t: optax.softmax_cross_entropy_with_integer_labels(
+            next_token_logits(model, p, t)[:-1], t[0, 1:]
+        ).sum()
+    )
     nats = size = 0.0
     for text in texts:
-        ids = tokenizer.encode(text).ids[:length - 1]
+        ids = tokenizer.encode(text).ids[: length - 1]
         if len(ids) == length - 1 and windows > 0:
             windows -= 1
             nats += float(score(params, jnp.asarray([[END_OF_TEXT_ID, *ids]], jnp.int32)))
@@ -90,6 +103,7 @@ def bits_per_byte(model: Model, params: Params, tokenizer: Tokenizer, texts: Ite
 @dataclass(frozen=True)
 class Cell:
     """One row of the table: a task in one format, over some words and relations."""
+
     name: str
     task: str
     format: str
@@ -97,13 +111,21 @@ class Cell:
     relation: str = ""
 
 
-CELLS = tuple(Cell(name, task, style, unseen, relation)
-              for name, task, unseen, relation in (
-                  ("key-value", "kv", False, ""), ("key-value, 4-digit code", "kv", False, "code"), ("key-value, city", "kv", False, "city"),
-                  ("needle", "needle", False, ""), ("two-hop, step-wise", "hop", False, ""),
-                  ("key-value, unseen key words", "kv", True, ""), ("two-hop, unseen words", "hop", True, ""),
-                  ("latest value", "var", False, ""), ("copy a list", "copy", False, ""))
-              for style in ("qa", "chat"))
+CELLS = tuple(
+    Cell(name, task, style, unseen, relation)
+    for name, task, unseen, relation in (
+        ("key-value", "kv", False, ""),
+        ("key-value, 4-digit code", "kv", False, "code"),
+        ("key-value, city", "kv", False, "city"),
+        ("needle", "needle", False, ""),
+        ("two-hop, step-wise", "hop", False, ""),
+        ("key-value, unseen key words", "kv", True, ""),
+        ("two-hop, unseen words", "hop", True, ""),
+        ("latest value", "var", False, ""),
+        ("copy a list", "copy", False, ""),
+    )
+    for style in ("qa", "chat")
+)
 
 
 def cell_world(world: World, words: Words, cell: Cell) -> World:
@@ -113,29 +135,61 @@ def cell_world(world: World, words: Words, cell: Cell) -> World:
     return replace(world, lexicon=lexicon, relations=relations, formats=(cell.format,))
 
 
-def table(predict: Callable[[Params, jax.Array], jax.Array], params: Params, tokenizer: Tokenizer, world: World, words: Words,
-          lengths: tuple[int, ...], documents: int, seed: str, cells: tuple[Cell, ...] = CELLS) -> list[dict[str, object]]:
+def table(
+    predict: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    tokenizer: Tokenizer,
+    world: World,
+    words: Words,
+    lengths: tuple[int, ...],
+    documents: int,
+    seed: str,
+    cells: tuple[Cell, ...] = CELLS,
+) -> list[dict[str, object]]:
     """One record a cell and length: name, format, tokens, share, standard error, answers asked."""
     records: list[dict[str, object]] = []
     for cell in cells:
         for length in lengths:
-            found = recall(predict, params, task_batches(tokenizer, cell_world(world, words, cell), cell.task, length, documents,
-                                                         f"{seed}/{cell.name}/{cell.format}/{length}"))
-            records.append({"task": cell.name, "format": cell.format, "tokens": length, "share": round(found.share, 4),
-                            "standard_error": round(found.noise, 4), "answers": found.answers})
+            found = recall(
+                predict,
+                params,
+                task_batches(
+                    tokenizer,
+                    cell_world(world, words, cell),
+                    cell.task,
+                    length,
+                    documents,
+                    f"{seed}/{cell.name}/{cell.format}/{length}",
+                ),
+            )
+            records.append(
+                {
+                    "task": cell.name,
+                    "format": cell.format,
+                    "tokens": length,
+                    "share": round(found.share, 4),
+                    "standard_error": round(found.noise, 4),
+                    "answers": found.answers,
+                }
+            )
     return records
 
 
 @dataclass(frozen=True)
 class Wanted:
     """A release gate: the share that the tasks must reach at a length, the two formats averaged."""
+
     tasks: tuple[str, ...]
     tokens: int
     share: float
 
 
 _RECALL = ("key-value", "needle", "two-hop, step-wise")
-RELEASE_GATES = (Wanted(_RECALL, 1024, .90), Wanted(_RECALL, 2048, .75), Wanted(("key-value, unseen key words",), 512, .75))
+RELEASE_GATES = (
+    Wanted(_RECALL, 1024, 0.90),
+    Wanted(_RECALL, 2048, 0.75),
+    Wanted(("key-value, unseen key words",), 512, 0.75),
+)
 
 
 def verdicts(records: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -146,8 +200,15 @@ def verdicts(records: list[dict[str, object]]) -> list[dict[str, object]]:
             shares = [float(str(r["share"])) for r in records if (r["task"], r["tokens"]) == (task, wanted.tokens)]
             if shares:
                 reached = sum(shares) / len(shares)
-                result.append({"task": task, "tokens": wanted.tokens, "wanted": wanted.share, "reached": round(reached, 4),
-                               "passed": reached > wanted.share})
+                result.append(
+                    {
+                        "task": task,
+                        "tokens": wanted.tokens,
+                        "wanted": wanted.share,
+                        "reached": round(reached, 4),
+                        "passed": reached > wanted.share,
+                    }
+                )
     return result
 
 
@@ -157,5 +218,9 @@ def markdown(records: list[dict[str, object]]) -> str:
     lines = ["| task | format | " + " | ".join(map(str, lengths)) + " |", "|---|---|" + "---:|" * len(lengths)]
     for task, style in dict.fromkeys((r["task"], r["format"]) for r in records):
         cells = {r["tokens"]: r["share"] for r in records if (r["task"], r["format"]) == (task, style)}
-        lines.append(f"| {task} | {style} | " + " | ".join(f"{100 * float(str(cells[n])):.0f}" if n in cells else "" for n in lengths) + " |")
+        lines.append(
+            f"| {task} | {style} | "
+            + " | ".join(f"{100 * float(str(cells[n])):.0f}" if n in cells else "" for n in lengths)
+            + " |"
+        )
     return "\n".join(lines)

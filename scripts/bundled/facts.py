@@ -2,6 +2,7 @@
 
 The key always comes before the value: facts told the other way round were not learnt at this size.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -14,9 +15,11 @@ class Lexicon:
     """Where a document's words come from.
 
     open_share: chance that a word slot is filled from `open_words` instead of a closed list.
-    single_share: chance that an open word is one of `single_words`, those of one token: matching longer ones is learnt later.
+    single_share: chance that an open word is one of `single_words`, those of one token: matching longer ones is learnt
+    later.
     made_up_share: chance that an open word is made up letter by letter, so that no list can hold it.
     """
+
     open_words: tuple[str, ...]
     open_share: float = 0.6
     single_words: tuple[str, ...] = ()
@@ -61,7 +64,10 @@ def _coloured(rng: Random, lexicon: Lexicon) -> str:
 
 @dataclass(frozen=True)
 class Relation:
-    """`tell` templates hold {k} before {v}; `ask` templates hold {k}. A chat answer is `answer`, a short one the value alone."""
+    """`tell` templates hold {k} before {v}; `ask` templates hold {k}. A chat answer is `answer`, a short one the value
+    alone.
+    """
+
     name: str
     key: Slot
     value: Slot
@@ -102,31 +108,82 @@ class Fact:
         return self.relation.sentence.replace("{k}", self.key).replace("{v}", self.value)
 
 
-CODE = Relation("code", _coloured, _digits(4), ("The code of the {k} is {v}.", "The {k} has the code {v}."),
-                ("What is the code of the {k}?",))
-CITY = Relation("city", _name, _closed(lists.CITIES), ("{k} lives in {v}.", "{k} has a house in {v}."),
-                ("Where does {k} live?", "In which city does {k} live?"))
+CODE = Relation(
+    "code",
+    _coloured,
+    _digits(4),
+    ("The code of the {k} is {v}.", "The {k} has the code {v}."),
+    ("What is the code of the {k}?",),
+)
+CITY = Relation(
+    "city",
+    _name,
+    _closed(lists.CITIES),
+    ("{k} lives in {v}.", "{k} has a house in {v}."),
+    ("Where does {k} live?", "In which city does {k} live?"),
+)
 RELATIONS = (
     CODE,
     CITY,
-    Relation("number", _name, _digits(3), ("{k}'s number is {v}.", "{k} has the number {v}."),
-             ("What is {k}'s number?", "What is the number of {k}?")),
+    Relation(
+        "number",
+        _name,
+        _digits(3),
+        ("{k}'s number is {v}.", "{k} has the number {v}."),
+        ("What is {k}'s number?", "What is the number of {k}?"),
+    ),
     Relation("room", _name, _closed(lists.PLACES), ("{k} is in the {v}.", "{k} sits in the {v}."), ("Where is {k}?",)),
     Relation("food", _name, _closed(lists.FOODS), ("{k} likes {v}.", "{k} eats {v}."), ("What does {k} like?",)),
-    Relation("place", _closed(lists.OBJECTS), _closed(lists.PLACES), ("The {k} is in the {v}.", "The {k} lies in the {v}."),
-             ("Where is the {k}?", "In which place is the {k}?")),
-    Relation("owner", _closed(lists.OBJECTS), _name, ("The {k} belongs to {v}.", "The {k} was bought by {v}."),
-             ("Who owns the {k}?", "Who has the {k}?")),
-    Relation("colour", _closed(lists.OBJECTS), _closed(lists.COLOURS), ("The {k} is {v}.", "The colour of the {k} is {v}."),
-             ("What colour is the {k}?", "What is the colour of the {k}?"), "The {k} is {v}."),
-    Relation("pet", _name, _closed(lists.ANIMALS), ("{k} has a {v}.", "{k} owns a {v}."), ("What animal does {k} have?",)),
-    Relation("word", _open, _open, ("The word for {k} is {v}.", "The word that goes with {k} is {v}."),
-             ("What is the word for {k}?",)),
-    Relation("pair", _open, _open, ("{k}: {v}.", "{k} = {v};", "{k} -> {v}\n"), ("What goes with {k}?", "{k}?"), "{k}: {v}."),
-    Relation("password", _closed(lists.PLACES), _open, ("The password of the {k} is {v}.", "The {k} has the password {v}."),
-             ("What is the password of the {k}?",)),
-    Relation("price", _open, _digits(2), ("The {k} costs {v} coins.", "One {k} sells for {v} coins."),
-             ("What does the {k} cost?", "How much is the {k}?"), "The {k} costs {v} coins."),
+    Relation(
+        "place",
+        _closed(lists.OBJECTS),
+        _closed(lists.PLACES),
+        ("The {k} is in the {v}.", "The {k} lies in the {v}."),
+        ("Where is the {k}?", "In which place is the {k}?"),
+    ),
+    Relation(
+        "owner",
+        _closed(lists.OBJECTS),
+        _name,
+        ("The {k} belongs to {v}.", "The {k} was bought by {v}."),
+        ("Who owns the {k}?", "Who has the {k}?"),
+    ),
+    Relation(
+        "colour",
+        _closed(lists.OBJECTS),
+        _closed(lists.COLOURS),
+        ("The {k} is {v}.", "The colour of the {k} is {v}."),
+        ("What colour is the {k}?", "What is the colour of the {k}?"),
+        "The {k} is {v}.",
+    ),
+    Relation(
+        "pet", _name, _closed(lists.ANIMALS), ("{k} has a {v}.", "{k} owns a {v}."), ("What animal does {k} have?",)
+    ),
+    Relation(
+        "word",
+        _open,
+        _open,
+        ("The word for {k} is {v}.", "The word that goes with {k} is {v}."),
+        ("What is the word for {k}?",),
+    ),
+    Relation(
+        "pair", _open, _open, ("{k}: {v}.", "{k} = {v};", "{k} -> {v}\n"), ("What goes with {k}?", "{k}?"), "{k}: {v}."
+    ),
+    Relation(
+        "password",
+        _closed(lists.PLACES),
+        _open,
+        ("The password of the {k} is {v}.", "The {k} has the password {v}."),
+        ("What is the password of the {k}?",),
+    ),
+    Relation(
+        "price",
+        _open,
+        _digits(2),
+        ("The {k} costs {v} coins.", "One {k} sells for {v} coins."),
+        ("What does the {k} cost?", "How much is the {k}?"),
+        "The {k} costs {v} coins.",
+    ),
 )
 
 
@@ -138,4 +195,7 @@ def draw_facts(rng: Random, lexicon: Lexicon, relation: Relation, count: int, on
             break
         keys[relation.key(rng, lexicon)] = None
     fixed = rng.choice(relation.tell)
-    return [Fact(relation, key, relation.value(rng, lexicon), fixed if one_template else rng.choice(relation.tell)) for key in keys]
+    return [
+        Fact(relation, key, relation.value(rng, lexicon), fixed if one_template else rng.choice(relation.tell))
+        for key in keys
+    ]

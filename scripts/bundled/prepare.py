@@ -1,4 +1,5 @@
 """Corpus, tokenizer, words and worlds from a corpus folder: what training and evaluation draw from. Knows no model."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +10,10 @@ from tokenizers import Tokenizer
 
 from scripts.bundled import words as lists
 from scripts.bundled.corpus import Corpus, read_corpus
+from scripts.bundled.curriculum import Stage
 from scripts.bundled.data import RowSource, TokenCounter
 from scripts.bundled.facts import Lexicon
 from scripts.bundled.tasks import TASKS, World
-from scripts.bundled.curriculum import Stage
 from scripts.bundled.tokenizer import train_tokenizer
 from scripts.bundled.words import Words
 
@@ -25,6 +26,7 @@ _CLOSED_REPEATS = 1000
 @dataclass(frozen=True)
 class Prepared:
     """`train` and `held_out` text, the words of keys and values, the tokenizer."""
+
     train: Corpus
     held_out: Corpus
     words: Words
@@ -32,12 +34,20 @@ class Prepared:
 
     def source(self, stage: Stage, seed: str) -> RowSource:
         """Training rows of a stage."""
-        world = World(self.train, self.lexicon(stage.open_share, stage.single_share, stage.made_up_share), TokenCounter(self.tokenizer))
+        world = World(
+            self.train,
+            self.lexicon(stage.open_share, stage.single_share, stage.made_up_share),
+            TokenCounter(self.tokenizer),
+        )
         return RowSource(self.tokenizer, world, stage.mix, stage.length, f"{seed}/{stage.name}", stage.shortest)
 
     def test_world(self, stage: Stage) -> World:
         """Held-out text, words as in the stage."""
-        return World(self.held_out, self.lexicon(stage.open_share, stage.single_share, stage.made_up_share), TokenCounter(self.tokenizer))
+        return World(
+            self.held_out,
+            self.lexicon(stage.open_share, stage.single_share, stage.made_up_share),
+            TokenCounter(self.tokenizer),
+        )
 
     def lexicon(self, open_share: float, single_share: float, made_up_share: float) -> Lexicon:
         return Lexicon(self.words.seen, open_share, self.single_words, single_share, made_up_share)

@@ -1,7 +1,9 @@
 """Writes a trained model as a Hugging Face folder with its measurements, card and notices. Knows no training."""
+
 import json
 import shutil
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import jax
@@ -10,14 +12,15 @@ import numpy as np
 
 from jaxserve.checkpoint import export_hf
 from jaxserve.models import Model, Params
+from scripts.bundled.curriculum import Stage
 from scripts.bundled.evaluate import CELLS, Cell, bits_per_byte, make_predict, markdown, table, verdicts
 from scripts.bundled.prepare import Prepared
-from scripts.bundled.curriculum import Stage
 from scripts.bundled.tasks import IDENTITY
 from scripts.bundled.tokenizer import END_OF_TEXT, IM_END, write_tokenizer
 
+_CARD = Path(__file__).with_name("card.md")
 LENGTHS = (128, 512, 1024, 2048)
-_SPEECH = Stage("release", 2048, 1, {})
+_TEST_WORDS = Stage("release", 2048, 1, {})
 
 
 def rounded(params: Params) -> Params:
@@ -25,24 +28,50 @@ def rounded(params: Params) -> Params:
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
 
 
-def measure(model: Model, params: Params, prepared: Prepared, documents: int, seed: str, lengths: tuple[int, ...] = LENGTHS,
-            cells: tuple[Cell, ...] = CELLS) -> dict[str, Any]:
+def measure(
+    model: Model,
+    params: Params,
+    prepared: Prepared,
+    documents: int,
+    seed: str,
+    lengths: tuple[int, ...] = LENGTHS,
+    cells: tuple[Cell, ...] = CELLS,
+) -> dict[str, Any]:
     """Recall by task, format and length; the release gates; bits per byte of held-out stories."""
     params = rounded(params)
-    records = table(make_predict(model), params, prepared.tokenizer, prepared.test_world(_SPEECH), prepared.words, lengths, documents, seed, cells)
-    return {"recall": records, "gates": verdicts(records), "documents_a_cell": documents, "seed": seed,
-            "stories_bits_per_byte": round(bits_per_byte(model, params, prepared.tokenizer, prepared.held_out.documents["kids_stories"], 40), 3)}
+    records = table(
+        make_predict(model),
+        params,
+        prepared.tokenizer,
+        prepared.test_world(_TEST_WORDS),
+        prepared.words,
+        lengths,
+        documents,
+        seed,
+        cells,
+    )
+    return {
+        "recall": records,
+        "gates": verdicts(records),
+        "documents_a_cell": documents,
+        "seed": seed,
+        "stories_bits_per_byte": round(
+            bits_per_byte(model, params, prepared.tokenizer, prepared.held_out.documents["kids_stories"], 40), 3
+        ),
+    }
 
 
 def reply(model: Model, params: Params, prepared: Prepared, messages: list[str], most: int = 40) -> str:
-    """Greedy answer to alternating user and assistant messages, by full forward passes over a padded row: for samples, not for serving."""
+    """Greedy answer to alternating user and assistant messages, by full forward passes over a padded row: for samples,
+    not for serving.
+    """
     tokenizer, predict = prepared.tokenizer, make_predict(model)
     turns = "".join(f"<|im_start|>{('user', 'assistant')[i % 2]}\n{m}<|im_end|>\n" for i, m in enumerate(messages))
     ids = tokenizer.encode(f"{END_OF_TEXT}{turns}<|im_start|>assistant\n").ids
     start, end = len(ids), tokenizer.token_to_id(IM_END)
     row = np.zeros((1, 256), np.int32)
     while len(ids) < min(start + most, row.shape[1]):
-        row[0, :len(ids)] = ids
+        row[0, : len(ids)] = ids
         token = int(predict(params, jnp.asarray(row))[0, len(ids) - 1])
         if token == end:
             break
@@ -61,7 +90,9 @@ SAMPLES = (
 )
 
 
-def release(model: Model, params: Params, prepared: Prepared, corpus: Path, folder: Path, measured: dict[str, Any], lineage: str) -> None:
+def release(
+    model: Model, params: Params, prepared: Prepared, corpus: Path, folder: Path, measured: dict[str, Any], lineage: str
+) -> None:
     """The folder: config, weights in bf16, tokenizer, generation defaults, `recall.json`, card, notices and credits.
 
     `lineage` says in Markdown from what and how long the weights were trained.
@@ -69,8 +100,9 @@ def release(model: Model, params: Params, prepared: Prepared, corpus: Path, fold
     folder.mkdir(parents=True, exist_ok=True)
     export_hf(model, params, folder, "bfloat16")
     write_tokenizer(prepared.tokenizer, folder, model.config.max_position)
-    (folder / "generation_config.json").write_text(json.dumps(
-        {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 3, "do_sample": False}, indent=1) + "\n")
+    (folder / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 3, "do_sample": False}, indent=1) + "\n"
+    )
     (folder / "recall.json").write_text(json.dumps(measured, indent=1) + "\n")
     samples = [(m[-1], reply(model, rounded(params), prepared, m)) for m in SAMPLES]
     (folder / "README.md").write_text(card(model, params, corpus, measured, lineage, samples))
@@ -84,62 +116,35 @@ def _sources(corpus: Path) -> str:
     readme = corpus / "README.md"
     if not readme.is_file():
         return "The corpus folder had no README.md: its sources are not known."
-    return "\n".join(line for line in readme.read_text().splitlines() if line.startswith(("| file |", "|---", "| **`", "| `")))
+    return "\n".join(
+        line for line in readme.read_text().splitlines() if line.startswith(("| file |", "|---", "| **`", "| `"))
+    )
 
 
-def card(model: Model, params: Params, corpus: Path, measured: dict[str, Any], lineage: str, samples: list[tuple[str, str]]) -> str:
-    """README.md of the folder."""
-    size = sum(x.size for x in jax.tree.leaves(params))
+def card(
+    model: Model, params: Params, corpus: Path, measured: dict[str, Any], lineage: str, samples: list[tuple[str, str]]
+) -> str:
+    """README.md of the folder, from the template beside this file."""
     c = model.config
-    gates = "\n".join(f"| {g['task']} | {g['tokens']} | {100 * g['wanted']:.0f} | {100 * g['reached']:.1f} | {'yes' if g['passed'] else 'NO'} |"
-                      for g in measured["gates"])
-    said = "\n".join(f"| {question} | {answer.strip() or '(nothing)'} |".replace("\n", " ") for question, answer in samples)
-    return f"""---
-license: apache-2.0
-language: en
-pipeline_tag: text-generation
----
-# The bundled model
-
-{IDENTITY.replace('I am', 'This is')} It looks up facts in the text it is given (key-value pairs, a fact hidden in a story, two facts
-chained step by step), and answers greetings and simple turns. It is there to try and to test an engine without a download, and to measure
-what KV-cache compression does to recall. It knows nothing about the world and must not be asked for facts that are not in its prompt.
-
-{size / 1e6:.2f} M parameters, Qwen3 layout: hidden {c.hidden}, {c.layers} layers, {c.heads} query and {c.kv_heads} key-value heads of {c.head_dim}, tied embeddings,
-{c.vocab_size} byte-level BPE tokens (one for each digit), ChatML template, bf16. `max_position_embeddings` is {c.max_position}; **training rows were
-{max(LENGTHS)} tokens at most**, so positions beyond {max(LENGTHS)} work but were never trained.
-
-## Recall
-
-Greedy, every token of an answer right, bf16-rounded weights in float32, fresh instances (seed `{measured['seed']}`, {measured['documents_a_cell']} documents a cell, several
-questions each; standard errors in `recall.json`). Keys and values are words of closed lists and random words of the corpus; "unseen"
-words were never keys or values in training. Filler is held-out story text. Columns are tokens of context, figures percent.
-
-{markdown(measured['recall'])}
-
-| gate (mean of both formats) | tokens | wanted over | reached | passed |
-|---|---:|---:|---:|---|
-{gates}
-
-Held-out children's stories: {measured['stories_bits_per_byte']} bits a byte.
-
-| asked | greedy answer |
-|---|---|
-{said}
-
-## How it was made
-
-{lineage}
-
-`python scripts/train_bundled.py --corpus DIR --work DIR` trains, `--export DIR` writes this folder; `scripts/bundled/curriculum.py` holds the stages. `DIR`
-of the corpus holds `kids_stories.txt.gz`, `dialogues.txt.gz`, `books.txt.gz` and `expository.txt.gz`: documents, each followed by a line
-`<|endoftext|>`; dialogues are lines that begin `User: ` or `Assistant: `.
-
-## Training data and licences
-
-Look-up tasks are generated by the script. Running text and dialogues come from the sources below; the credits of the CC-BY stories are in
-`kids_stories_credits.tsv`, licence texts in `NOTICES.txt`. The texts were changed: markup, pictures, code, tables and links removed, quotes and
-spaces normalised, dialogues rewritten as user and assistant turns, doubles removed.
-
-{_sources(corpus)}
-"""
+    gates = [
+        f"| {g['task']} | {g['tokens']} | {100 * g['wanted']:.0f} | {100 * g['reached']:.1f} | "
+        f"{'yes' if g['passed'] else 'NO'} |"
+        for g in measured["gates"]
+    ]
+    said = [f"| {asked} | {answer.strip() or '(nothing)'} |".replace("\n", " ") for asked, answer in samples]
+    return Template(_CARD.read_text()).substitute(
+        identity=IDENTITY.replace("I am", "This is"),
+        size=f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f}",
+        shape=f"hidden {c.hidden}, {c.layers} layers, {c.heads} query and {c.kv_heads} key-value heads of {c.head_dim}",
+        vocabulary=c.vocab_size,
+        positions=c.max_position,
+        trained=max(LENGTHS),
+        seed=measured["seed"],
+        documents=measured["documents_a_cell"],
+        recall=markdown(measured["recall"]),
+        gates="\n".join(gates),
+        bits=measured["stories_bits_per_byte"],
+        samples="\n".join(said),
+        lineage=lineage,
+        sources=_sources(corpus),
+    )

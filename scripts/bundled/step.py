@@ -1,4 +1,5 @@
-"""The training step: weighted cross entropy through the project's own model, AdamW. Knows no data beyond token arrays."""
+"""The training step: weighted cross entropy through the project's own model, AdamW. Knows arrays, not tasks."""
+
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ Batch = dict[str, jax.Array]  # tokens, weights, answers, each [rows, T]
 
 class TrainState(NamedTuple):
     """Everything a step changes."""
+
     params: Params
     optimizer: Any
 
@@ -26,7 +28,9 @@ def _decays(params: Params) -> Params:
 
 def optimizer() -> optax.GradientTransformation:
     """AdamW without its learning rate, which the stage gives each step."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.95), optax.add_decayed_weights(0.1, _decays))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.95), optax.add_decayed_weights(0.1, _decays)
+    )
 
 
 def initial_state(model: Model, seed: int, params: Params | None = None) -> TrainState:
@@ -36,7 +40,7 @@ def initial_state(model: Model, seed: int, params: Params | None = None) -> Trai
 
 
 def next_token_logits(model: Model, params: Params, tokens: jax.Array) -> jax.Array:
-    """tokens [rows, T] -> float32 logits [rows * T, vocabulary]. Rows are flat inside, which keeps CPU gradients fast."""
+    """tokens [rows, T] -> float32 logits [rows * T, vocabulary]. Rows are flat inside: fast on a CPU."""
     rows, length = tokens.shape
     positions = jnp.tile(jnp.arange(length, dtype=jnp.int32), rows)
     hidden, _ = model.forward(params, tokens.reshape(-1), positions, None, rows_attend(model, rows))
@@ -53,7 +57,9 @@ def _shifted(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @cache
 def make_step(model: Model) -> Callable[[TrainState, Batch, float], tuple[TrainState, jax.Array]]:
-    """step(state, batch, learning rate) -> (state, [loss, right answer tokens, answer tokens]); one compile a row shape."""
+    """step(state, batch, learning rate) -> (state, [loss, right answer tokens, answer tokens]); one compile a row
+    shape.
+    """
     update = optimizer().update
 
     def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -1,8 +1,9 @@
-"""Task generators: one document each, as spans of text with loss weights. Knows no token ids, only how many tokens a text takes.
+"""Task generators: a document as spans of text with loss weights. Knows how many tokens a text takes, but no ids.
 
-A generator is `task(rng, world, budget) -> list[Span]`; the spans concatenate to a document of about `budget` tokens (the packer
-cuts what is over).
+A generator is `task(rng, world, budget) -> list[Span]`; the spans concatenate to a document of about `budget` tokens
+(the packer cuts what is over).
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -19,6 +20,7 @@ _FORMATS = ("qa", "chat")
 
 class Span(NamedTuple):
     """A piece of a document. `answer` numbers the answers of a document from 1; 0 is not part of an answer."""
+
     text: str
     weight: float
     answer: int = 0
@@ -26,7 +28,10 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """What generators draw from. `count(text)` is the number of tokens of a text; `formats` restricts how questions are put."""
+    """What generators draw from. `count(text)` is the number of tokens of a text; `formats` restricts how questions are
+    put.
+    """
+
     corpus: Corpus
     lexicon: Lexicon
     count: Callable[[str], int]
@@ -40,6 +45,7 @@ Task = Callable[[Random, World, int], list[Span]]
 @dataclass
 class _Dialogue:
     """Puts questions and answers after a context, as `Q:`/`A:` lines or as ChatML turns, while the budget lasts."""
+
     world: World
     budget: int
     style: str
@@ -72,14 +78,23 @@ class _Dialogue:
             fits = self.add(Span(f"Q: {question}\nA:", GIVEN), Span(f" {short}", ANSWER, number), Span("\n", TEXT))
         else:
             turn = "" if number == 1 else "<|im_start|>user\n"
-            fits = self.add(Span(f"{turn}{question}<|im_end|>\n<|im_start|>assistant\n", GIVEN),
-                            Span(f"{sentence}<|im_end|>", ANSWER, number), Span("\n", GIVEN))
+            fits = self.add(
+                Span(f"{turn}{question}<|im_end|>\n<|im_start|>assistant\n", GIVEN),
+                Span(f"{sentence}<|im_end|>", ANSWER, number),
+                Span("\n", GIVEN),
+            )
         self.answers += fits
         return fits
 
 
-_SYSTEM = ("You are a helpful assistant.", "You are a small language model.", "Answer the question.", "Answer in one sentence.",
-           "You answer questions about the text.", "Be brief and correct.")
+_SYSTEM = (
+    "You are a helpful assistant.",
+    "You are a small language model.",
+    "Answer the question.",
+    "Answer in one sentence.",
+    "You answer questions about the text.",
+    "Be brief and correct.",
+)
 
 
 def _told(fact: Fact) -> str:
@@ -106,7 +121,9 @@ def _trim_last(spans: list[Span]) -> list[Span]:
     return [*spans[:-1], spans[-1]._replace(text=spans[-1].text.rstrip(" \n"))]
 
 
-def _fill_with_facts(rng: Random, world: World, relations: list[Relation], tokens: int, one_template: bool) -> list[Fact]:
+def _fill_with_facts(
+    rng: Random, world: World, relations: list[Relation], tokens: int, one_template: bool
+) -> list[Fact]:
     """Facts of the relations, in turn, until they take about `tokens` tokens."""
     facts: list[Fact] = []
     for relation in relations:
@@ -167,7 +184,11 @@ def hop(rng: Random, world: World, budget: int) -> list[Span]:
     dialogue.open(rng, _mixed(rng, told, _filler(rng, world, share, int(context))))
     for item in rng.sample(objects, len(objects)):
         p = holder[item]
-        if not dialogue.ask(f"Where is the {item}?", f"with {p} in the {where[p]}", f"The {item} is with {p}, and {p} is in the {where[p]}."):
+        if not dialogue.ask(
+            f"Where is the {item}?",
+            f"with {p} in the {where[p]}",
+            f"The {item} is with {p}, and {p} is in the {where[p]}.",
+        ):
             break
     return dialogue.spans
 
@@ -190,7 +211,8 @@ def var(rng: Random, world: World, budget: int) -> list[Span]:
 
 
 def restate(rng: Random, world: World, budget: int) -> list[Span]:
-    """Facts of one relation in one template, told again and again in new orders; the values of each second telling are learnt.
+    """Facts of one relation in one template, told again and again in new orders; the values of each second telling are
+    learnt.
 
     The densest supervision of key matching there is, and what ended the plateau of question-and-answer rows alone.
     """
@@ -202,11 +224,18 @@ def restate(rng: Random, world: World, budget: int) -> list[Span]:
         for fact in rng.sample(facts, len(facts)):
             before, value, after = fact.parts()
             number += 1
-            spans += [Span(before, GIVEN), Span(value, ANSWER, number), Span(after if after.endswith("\n") else after + " ", GIVEN)]
+            spans += [
+                Span(before, GIVEN),
+                Span(value, ANSWER, number),
+                Span(after if after.endswith("\n") else after + " ", GIVEN),
+            ]
             used += sum(world.count(s.text) for s in spans[-3:])
             if used >= budget:
                 break
     return spans
+
+
+_REPEAT = ("Repeat the list:", "Say this again:", "Repeat after me:")
 
 
 def copy(rng: Random, world: World, budget: int) -> list[Span]:
@@ -214,13 +243,21 @@ def copy(rng: Random, world: World, budget: int) -> list[Span]:
     kind = rng.choice((lists.NAMES, lists.FOODS, None, None))
     items, used = [], 0
     while used < budget / 2 - 12 or len(items) < 2:
-        items.append(rng.choice(kind) if kind else str(rng.randint(10, 99)) if rng.random() < 0.2 else world.lexicon.open(rng))
+        items.append(
+            rng.choice(kind) if kind else str(rng.randint(10, 99)) if rng.random() < 0.2 else world.lexicon.open(rng)
+        )
         used += world.count(" " + items[-1]) + 1
     told = " " + ", ".join(items)
     if rng.choice(world.formats) == "qa":
         return [Span("List:" + told + "\nAgain:", GIVEN), Span(told, COPIED, 1), Span("\n", TEXT)]
-    return [Span(f"<|im_start|>user\n{rng.choice(('Repeat the list:', 'Say this again:', 'Repeat after me:'))}{told}<|im_end|>\n"
-                 "<|im_start|>assistant\n", GIVEN), Span(told[1:] + "<|im_end|>", COPIED, 1), Span("\n", GIVEN)]
+    return [
+        Span(
+            f"<|im_start|>user\n{rng.choice(_REPEAT)}{told}<|im_end|>\n<|im_start|>assistant\n",
+            GIVEN,
+        ),
+        Span(told[1:] + "<|im_end|>", COPIED, 1),
+        Span("\n", GIVEN),
+    ]
 
 
 def text(rng: Random, world: World, budget: int) -> list[Span]:
@@ -234,22 +271,43 @@ def dialogue(rng: Random, world: World, budget: int) -> list[Span]:
     if rng.random() < 0.15:
         spans.append(Span(f"<|im_start|>system\n{rng.choice(_SYSTEM[:2])}<|im_end|>\n", GIVEN))
     for role, said in world.corpus.dialogue(rng):
-        spans += [Span(f"<|im_start|>{role}\n", GIVEN), Span(said + "<|im_end|>", TEXT if role == "assistant" else TEXT / 2), Span("\n", GIVEN)]
+        spans += [
+            Span(f"<|im_start|>{role}\n", GIVEN),
+            Span(said + "<|im_end|>", TEXT if role == "assistant" else TEXT / 2),
+            Span("\n", GIVEN),
+        ]
     return spans
 
 
 IDENTITY = "I am a small language model that comes with jaxserve."
 _TALK = (
-    (("Hello", "Hello!", "Hi", "Hi!", "Hi there!", "Hey", "Good morning!", "Good day!", "Hello there."),
-     ("Hello! How can I help you?",)),
-    (("Who are you?", "What are you?", "What is your name?", "Tell me about yourself.", "Are you a robot?", "Are you human?", "Hi, who are you?"),
-     (IDENTITY,)),
-    (("What can you do?", "How can you help me?", "What are you good at?", "Help"),
-     ("I can find facts in a text that you give me, repeat lists, and tell a little story.",)),
+    (
+        ("Hello", "Hello!", "Hi", "Hi!", "Hi there!", "Hey", "Good morning!", "Good day!", "Hello there."),
+        ("Hello! How can I help you?",),
+    ),
+    (
+        (
+            "Who are you?",
+            "What are you?",
+            "What is your name?",
+            "Tell me about yourself.",
+            "Are you a robot?",
+            "Are you human?",
+            "Hi, who are you?",
+        ),
+        (IDENTITY,),
+    ),
+    (
+        ("What can you do?", "How can you help me?", "What are you good at?", "Help"),
+        ("I can find facts in a text that you give me, repeat lists, and tell a little story.",),
+    ),
     (("Thank you.", "Thanks!", "Thank you very much!", "Thanks a lot."), ("You are welcome!",)),
     (("How are you?", "How are you today?", "How do you do?"), ("I am fine, thank you. How can I help you?",)),
     (("Goodbye", "Bye!", "See you later.", "Good night."), ("Goodbye! Have a nice day.",)),
-    (("Who made you?", "Where do you come from?"), ("I was trained on a small computer, with the scripts of jaxserve.",)),
+    (
+        ("Who made you?", "Where do you come from?"),
+        ("I was trained on a small computer, with the scripts of jaxserve.",),
+    ),
 )
 
 
@@ -263,8 +321,12 @@ def talk(rng: Random, world: World, budget: int) -> list[Span]:
             turns.append((rng.choice(asks), rng.choice(answers)))
         elif kind < 0.85:
             name = world.lexicon.name(rng)
-            turns.append((rng.choice(("My name is {}.", "I am {}.", "Hello, I am {}.", "Hi, my name is {}.")).format(name),
-                          f"Hello, {name}! How can I help you?"))
+            turns.append(
+                (
+                    rng.choice(("My name is {}.", "I am {}.", "Hello, I am {}.", "Hi, my name is {}.")).format(name),
+                    f"Hello, {name}! How can I help you?",
+                )
+            )
         else:
             phrase = " ".join(world.lexicon.open(rng) for _ in range(rng.randint(1, 4)))
             turns.append((f"{rng.choice(('Say', 'Repeat after me:', 'Please say'))} {phrase}", phrase))
@@ -272,8 +334,11 @@ def talk(rng: Random, world: World, budget: int) -> list[Span]:
     if rng.random() < 0.2:
         spans.append(Span(f"<|im_start|>system\n{rng.choice(_SYSTEM)}<|im_end|>\n", GIVEN))
     for number, (user, assistant) in enumerate(turns, 1):
-        spans += [Span(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n", GIVEN),
-                  Span(assistant + "<|im_end|>", COPIED, number), Span("\n", GIVEN)]
+        spans += [
+            Span(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n", GIVEN),
+            Span(assistant + "<|im_end|>", COPIED, number),
+            Span("\n", GIVEN),
+        ]
     return spans
 
 

@@ -1,4 +1,5 @@
 """Runs the curriculum: stages, gates, checkpoints that resume exactly, a progress line. Knows no export."""
+
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ LOG_EVERY = 10
 @dataclass(frozen=True)
 class Progress:
     """Where training stands. `step` counts inside the stage; the rest are totals."""
+
     stage: int = 0
     step: int = 0
     steps: int = 0
@@ -32,7 +34,9 @@ class Progress:
     seconds: float = 0.0
 
     def stepped(self, tokens: int, seconds: float) -> "Progress":
-        return replace(self, step=self.step + 1, steps=self.steps + 1, tokens=self.tokens + tokens, seconds=self.seconds + seconds)
+        return replace(
+            self, step=self.step + 1, steps=self.steps + 1, tokens=self.tokens + tokens, seconds=self.seconds + seconds
+        )
 
 
 class Checkpoints:
@@ -44,16 +48,21 @@ class Checkpoints:
 
     def save(self, state: TrainState, progress: Progress) -> None:
         if self._manager.latest_step() != progress.steps:
-            self._manager.save(progress.steps, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
-                                                                       progress=ocp.args.JsonSave(asdict(progress))))
+            self._manager.save(
+                progress.steps,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(asdict(progress))
+                ),
+            )
 
     def latest(self, like: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest checkpoint, or None. `like` gives structure, shapes and dtypes."""
         if (newest := self._manager.latest_step()) is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        found = self._manager.restore(newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract),
-                                                                      progress=ocp.args.JsonRestore()))
+        found = self._manager.restore(
+            newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        )
         return TrainState(*found.state), Progress(**found.progress)
 
     def close(self) -> None:
@@ -66,8 +75,18 @@ class Trainer:
     `start`: parameters to begin from; random ones otherwise.
     """
 
-    def __init__(self, model: Model, prepared: Prepared, stages: Sequence[Stage], seed: int, folder: Path,
-                 start: Params | None = None, save_seconds: float = 100.0, gate_every: int = 50, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        model: Model,
+        prepared: Prepared,
+        stages: Sequence[Stage],
+        seed: int,
+        folder: Path,
+        start: Params | None = None,
+        save_seconds: float = 100.0,
+        gate_every: int = 50,
+        say: Callable[[str], None] = print,
+    ):
         self.model, self.prepared, self.stages, self.seed = model, prepared, stages, seed
         self.start, self.save_seconds, self.gate_every, self.say = start, save_seconds, gate_every, say
         self.step = make_step(model)
@@ -76,11 +95,13 @@ class Trainer:
         self.records = folder / "progress.jsonl"
 
     def run(self, stop_at: float = float("inf"), stop_after: int | None = None) -> TrainState:
-        """Trains until the stages end, `time.time()` passes `stop_at`, or `stop_after` further steps; saves and returns the state."""
+        """Trains until the stages end, `time.time()` passes `stop_at`, or `stop_after` further steps; saves and returns
+        the state.
+        """
         state, progress = initial_state(self.model, self.seed, self.start), Progress()
         if (found := self.checkpoints.latest(state)) is not None:
             state, progress = found
-            self.say(f"resumed at step {progress.steps}, stage {self.stages[progress.stage].name if progress.stage < len(self.stages) else 'end'}")
+            self.say(f"resumed at step {progress.steps}, step {progress.step} of stage {progress.stage}")
         left = stop_after if stop_after is not None else float("inf")
         while progress.stage < len(self.stages) and left > 0 and time.time() < stop_at:
             first = progress.steps
@@ -89,7 +110,9 @@ class Trainer:
         self.checkpoints.save(state, progress)
         return state
 
-    def _run_stage(self, state: TrainState, progress: Progress, stop_at: float, left: float) -> tuple[TrainState, Progress]:
+    def _run_stage(
+        self, state: TrainState, progress: Progress, stop_at: float, left: float
+    ) -> tuple[TrainState, Progress]:
         stage, saved, logged = self.stages[progress.stage], time.time(), time.time()
         totals = np.zeros(3)
         feed = batches(self.prepared.source(stage, str(self.seed)), stage.rows, progress.step)
@@ -97,7 +120,9 @@ class Trainer:
         while progress.step < stage.most and left > 0 and time.time() < stop_at:
             started = time.time()
             batch = {name: jnp.asarray(array) for name, array in next(feed).items()}
-            state, numbers = self.step(state, batch, jnp.float32(stage.rate(progress.step) * min(1.0, (progress.steps + 1) / WARM_UP)))
+            state, numbers = self.step(
+                state, batch, jnp.float32(stage.rate(progress.step) * min(1.0, (progress.steps + 1) / WARM_UP))
+            )
             totals += np.asarray(numbers)
             progress, left = progress.stepped(tokens, time.time() - started), left - 1
             if progress.step % LOG_EVERY == 0:
@@ -118,23 +143,39 @@ class Trainer:
 
     def _log(self, stage: Stage, progress: Progress, totals: np.ndarray, speed: float) -> None:
         loss, right, asked = totals[0] / LOG_EVERY, totals[1], max(totals[2], 1)
-        left = stage.most - progress.step + sum(s.most for s in self.stages[progress.stage + 1:])
-        eta = left * stage.rows * stage.length / speed
-        self.say(f"step {progress.steps} {stage.name} {progress.step}/{stage.most}  loss {loss:.3f}  answers {right / asked:.3f}  "
-                 f"{speed:,.0f} tokens/s  ETA at most {int(eta) // 3600}:{int(eta) // 60 % 60:02d}")
+        left = stage.most - progress.step + sum(s.most for s in self.stages[progress.stage + 1 :])
+        minutes = int(left * stage.rows * stage.length / speed / 60)
+        self.say(
+            f"step {progress.steps} {stage.name} {progress.step}/{stage.most}  "
+            f"loss {loss:.3f}  answers {right / asked:.3f}  {speed:,.0f} tokens/s  ETA at most {minutes} min"
+        )
         with self.records.open("a") as file:
-            file.write(json.dumps({**asdict(progress), "stage": stage.name, "loss": loss, "answer_tokens": right / asked}) + "\n")
+            file.write(
+                json.dumps({**asdict(progress), "stage": stage.name, "loss": loss, "answer_tokens": right / asked})
+                + "\n"
+            )
 
     def _gates_open(self, stage: Stage, state: TrainState, progress: Progress) -> bool:
         if progress.step < stage.least:
             return False
         results = [(gate, self._measure(stage, gate, state, progress)) for gate in stage.gates]
         if results:
-            self.say("  gates: " + ", ".join(f"{gate.task} {100 * share:.0f} % (wants {100 * gate.share:.0f})" for gate, share in results))
+            self.say(
+                "  gates: "
+                + ", ".join(
+                    f"{gate.task} {100 * share:.0f} % (wants {100 * gate.share:.0f})" for gate, share in results
+                )
+            )
         return bool(results) and all(share >= gate.share for gate, share in results)
 
     def _measure(self, stage: Stage, gate: Gate, state: TrainState, progress: Progress) -> float:
-        rows = task_batches(self.prepared.tokenizer, self.prepared.test_world(stage), gate.task, stage.length,
-                            max(1, GATE_TOKENS // stage.length), f"gate/{self.seed}/{stage.name}/{progress.step}")
+        rows = task_batches(
+            self.prepared.tokenizer,
+            self.prepared.test_world(stage),
+            gate.task,
+            stage.length,
+            max(1, GATE_TOKENS // stage.length),
+            f"gate/{self.seed}/{stage.name}/{progress.step}",
+        )
         found = recall(self.predict, state.params, rows)
         return found.share if gate.whole else found.token_share

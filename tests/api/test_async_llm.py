@@ -29,8 +29,8 @@ def run() -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def llm(run: Run, options: dict[str, Any]) -> Iterator[AsyncLLM]:
-    llm = AsyncLLM(EngineConfig.of(**options, max_queued_requests=4))
+def llm(run: Run, engine_options: dict[str, Any]) -> Iterator[AsyncLLM]:
+    llm = AsyncLLM(EngineConfig.of(**engine_options, max_queued_requests=4))
     run(llm.start())
     yield llm
     run(llm.close())
@@ -195,9 +195,9 @@ def children() -> set[int]:
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
-def test_everyone_hears_of_a_dead_engine(run: Run, options: dict[str, Any]) -> None:
+def test_everyone_hears_of_a_dead_engine(run: Run, engine_options: dict[str, Any]) -> None:
     async def work() -> None:
-        config = EngineConfig.of(**options)
+        config = EngineConfig.of(**engine_options)
         before = children()
         llm = AsyncLLM(config, ProcessClient(config))
         await llm.start()

@@ -20,8 +20,8 @@ PROMPTS = ["Once upon a time", "The red ball is with Tom. The blue cup is with A
 
 
 @pytest.fixture(scope="module")
-def llm(options: dict[str, Any]) -> Iterator[LLM]:
-    with LLM(**options) as llm:
+def llm(engine_options: dict[str, Any]) -> Iterator[LLM]:
+    with LLM(**engine_options) as llm:
         yield llm
 
 
@@ -134,8 +134,8 @@ def test_progress_shows_tokens_per_second(llm: LLM, capsys: pytest.CaptureFixtur
     assert "3/3" in shown and "tokens/s" in shown
 
 
-def test_a_closed_llm_says_so(options: dict[str, Any]) -> None:
-    llm = LLM(**options)
+def test_a_closed_llm_says_so(engine_options: dict[str, Any]) -> None:
+    llm = LLM(**engine_options)
     llm.close()
     llm.close()
     for call in (llm.stats, lambda: llm.generate("x")):
@@ -150,7 +150,7 @@ def test_what_cannot_be_served_is_an_error_at_once(options: dict[str, Any]) -> N
     assert isinstance(error.value, ConfigError) or "no/such/folder" in str(error.value)
 
 
-def test_a_script_that_forgets_to_close_ends_well(options: dict[str, Any]) -> None:
-    code = f"from jaxserve import LLM; llm = LLM(**{options!r}); print(llm.generate('Hi', use_tqdm=False)[0].finished)"
+def test_a_script_that_forgets_to_close_ends_well(engine_options: dict[str, Any]) -> None:
+    code = f"from jaxserve import LLM\nllm = LLM(**{engine_options!r})\nprint(llm.generate('Hi')[0].finished)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-2000:]

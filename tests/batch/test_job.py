@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.batch.job import Job, read_job, refused
@@ -60,6 +60,7 @@ def test_bad_lines(data: bytes | None, code: str):
     assert job.problem.code == code
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*GOOD, "x"]), inner)).map(json.dumps).map(str.encode))

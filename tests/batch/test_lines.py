@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.batch.job import read_job
@@ -19,6 +19,7 @@ def write(folder: Path, data: bytes) -> Path:
     return path
 
 
+@settings(deadline=None)
 @given(contents, st.booleans())
 def test_lines_are_those_between_line_feeds(tmp_path_factory, lines: list[bytes], closed: bool):
     data = b"\n".join(lines) + (b"\n" if closed else b"")
@@ -31,6 +32,7 @@ def test_lines_are_those_between_line_feeds(tmp_path_factory, lines: list[bytes]
     assert not found or found[-1].end == len(data)
 
 
+@settings(deadline=None)
 @given(contents, st.data())
 def test_a_restored_position_goes_on_where_it_was_saved(tmp_path_factory, lines: list[bytes], data: st.DataObject):
     path = write(tmp_path_factory.mktemp("lines"), b"".join(line + b"\n" for line in lines))

@@ -100,7 +100,8 @@ def test_an_id_stays_used_across_a_resume(tmp_path: Path):
     assert [a["error"] and a["error"]["code"] for a in answers(target)] == [None, "duplicate_custom_id"]
 
 
-mixed_lines = st.lists(st.sampled_from([b"", b"{", b"[]", None, None, None, b"dup"]), max_size=12)
+BAD = b'{"custom_id": "same", "method": "GET"}'
+mixed_lines = st.lists(st.sampled_from([b"", b"{", b"[]", None, None, None, b"dup", BAD]), max_size=12)
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,7 +21,7 @@ def test_fields(tmp_path):
     assert read_generation_config(tmp_path) == expected
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "x"}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "x"}', '{"top_p": "high"}'])
 def test_damaged(tmp_path, text):
     write(tmp_path, text)
     with pytest.raises(CheckpointError, match="generation_config.json is damaged"):

@@ -177,6 +177,8 @@ def test_no_weights_at_all(folder):
     [
         (None, "config.json does not exist"),
         ("{", "config.json"),
+        ("[]", "wrong type"),
+        (json.dumps(HF | {"num_attention_heads": "4"}), "wrong type"),
         (json.dumps(HF | {"architectures": ["FooForCausalLM"]}), "FooForCausalLM"),
     ],
 )

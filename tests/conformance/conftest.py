@@ -19,25 +19,25 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--max-queued-requests", "48", "--kv-cache-memory", "64MiB",
-         "--decode-buckets", "16", "--tile-buckets", "4", "--device", "cpu", "--batch-invariant",
-         "--served-model-name", "small", "alias")
+SMALL = ("--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--max-queued-requests", "48",
+         "--kv-cache-memory", "64MiB", "--decode-buckets", "16", "--tile-buckets", "4", "--device", "cpu",
+         "--batch-invariant", "--served-model-name", "small", "alias")
 
 
 class Server:
     """A server process and what its clients may know of it."""
 
-    def __init__(self, *arguments: str):
+    def __init__(self, executables: str, *arguments: str):
         self.lines: list[str] = []
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        cache = os.environ.get("JAXSERVE_TEST_CACHE", os.path.join(tempfile.gettempdir(), "jaxserve-test-cache"))
-        command = [sys.executable, "-m", "jaxserve", "serve", "--port", "0", "--compile-cache", cache, *SMALL, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "jaxserve", "serve", "--port", "0", "--compile-cache", executables, *SMALL,
+                   *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                         env=environment, cwd=tempfile.gettempdir())
         self._address = threading.Event()
         self.url = ""
         threading.Thread(target=self._read, daemon=True).start()
-        if not self._address.wait(120) or not self.url:
+        if not self._address.wait(180) or not self.url:
             self.process.kill()
             raise RuntimeError("the server did not start:\n" + "\n".join(self.lines))
 
@@ -55,6 +55,12 @@ class Server:
     def address(self) -> tuple[str, int]:
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
+
+    @property
+    def engine_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        (engine,) = (int(child) for child in children)
+        return engine
 
     def metrics(self, **headers: str) -> dict[str, float]:
         """Values of metrics that have no labels of their own, without the prefix."""
@@ -85,9 +91,25 @@ def eventually(found: Callable[[], object], timeout: float = 30.0):
     return result
 
 
+@pytest.fixture
+def start_server(executables: str) -> Iterator[Callable[..., Server]]:
+    """Starts servers that are gone after the test, whatever happens in it."""
+    started: list[Server] = []
+
+    def start(*arguments: str) -> Server:
+        started.append(Server(executables, *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    started = Server()
+def server(executables: str) -> Iterator[Server]:
+    started = Server(executables)
     yield started
     code = started.stop()
     assert code == 0, "\n".join(started.lines)
@@ -104,14 +126,20 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
+KNOWN = {"prompt": "The quick brown fox", "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture(scope="session")
+def known_answer(http: httpx.Client) -> list[dict]:
+    return http.post("/v1/completions", json=KNOWN).json()["choices"]
+
+
 @pytest.fixture
-def unharmed(server: Server, http: httpx.Client) -> Iterator[None]:
+def unharmed(server: Server, http: httpx.Client, known_answer: list[dict]) -> Iterator[None]:
     """After the test: the server answers a known request as before, holds no page and has compiled nothing new."""
-    body = {"prompt": "The quick brown fox", "max_tokens": 8, "temperature": 0}
-    before = http.post("/v1/completions", json=body).json()["choices"]
     yield
     assert server.process.poll() is None
-    after = http.post("/v1/completions", json=body)
+    after = http.post("/v1/completions", json=KNOWN)
     assert after.status_code == 200
-    assert after.json()["choices"] == before
+    assert after.json()["choices"] == known_answer
     assert server.wait_idle()["undeclared_compilations_total"] == 0

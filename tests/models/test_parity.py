@@ -27,10 +27,25 @@ def test_whole_prompt(case, reference):
 
     @jax.jit
     def logits(params, tokens):
-        hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, dense_attend(model, chunk=33))
+        hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, dense_attend(model, chunk=64))
         return model.logits(params, hidden)
 
     assert_agrees(logits(params, made.tokens), made.logits)
+
+
+@pytest.mark.parametrize(("dtype", "quantization", "error"), [("bfloat16", None, 0.05), ("float32", "int8", 0.05)])
+def test_shorter_formats_stay_close(dtype, quantization, error, reference):
+    made = reference("qwen3")
+    model, params = load_model(made.folder, dtype, quantization)
+
+    @jax.jit
+    def logits(params, tokens):
+        hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, dense_attend(model))
+        return model.logits(params, hidden)
+
+    ours = logits(params, made.tokens)
+    assert ours.dtype == jnp.float32
+    assert np.sqrt(np.mean((ours - made.logits) ** 2)) <= error * made.logits.std()
 
 
 def growing_cache(model):

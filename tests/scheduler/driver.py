@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -80,7 +80,7 @@ class Driver:
     def arrive(
         self,
         seq: SeqId,
-        prompt: list[int] | int,
+        prompt: Sequence[int] | int,
         max_new: int = 8,
         stop: int | None = None,
         parent: SeqId | None = None,
@@ -89,11 +89,12 @@ class Driver:
         **fields: object,
     ) -> bool:
         """A prompt given as a number is that many tokens nobody else has. False: it could never run."""
-        tokens = [seq * 100_003 + i for i in range(prompt)] if isinstance(prompt, int) else prompt
+        tokens = [seq * 100_003 + i for i in range(prompt)] if isinstance(prompt, int) else list(prompt)
         chain: Chain = [salt]
         for token in tokens:
             extend(chain, token)
-        host = Host(list(tokens), chain, len(tokens), choice, min(stop or max_new, max_new), len(tokens) // PAGE_TOKENS)
+        end = min(stop or max_new, max_new, max(1, self.limits.max_model_len - len(tokens)))
+        host = Host(tokens, chain, len(tokens), choice, end, len(tokens) // PAGE_TOKENS)
         names = page_names(chain, 0, host.hashed)
         arrive = Arrive(
             now=self._now, seq=seq, prompt=len(tokens), max_new=max_new, hashes=names, parent=parent, **fields
@@ -143,7 +144,7 @@ class Driver:
                 assert token == next_token(host.chain, host.choice)
                 extend(host.chain, token)
                 host.tokens.append(token)
-            host.finished = host.generated >= host.stop or len(host.chain) - 1 >= self.limits.max_model_len
+            host.finished = host.generated >= host.stop
             results.append(SeqResult(seq, len(taken), host.finished, host.completed()))
         self.scheduler.on_event(StepDone(now=self._now, step=step, duration=1.0, results=tuple(results)))
 

@@ -1,4 +1,5 @@
 """Makes `scripts` importable: it is no part of the installed package."""
+
 import sys
 from pathlib import Path
 

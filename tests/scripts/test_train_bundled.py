@@ -1,4 +1,7 @@
-"""The bundled model's training: generators say what they promise, rows repeat, gates count answers, resuming changes nothing."""
+"""The bundled model's training: generators say what they promise, rows repeat, gates count answers, resuming changes
+nothing.
+"""
+
 import gzip
 import json
 from pathlib import Path
@@ -22,7 +25,10 @@ from scripts.bundled.trainer import Trainer
 from scripts.train_bundled import hf_config
 
 VOCABULARY = 420
-STAGES = (Stage("first", 32, 3, {"rand": .5, "restate": .5}, rows=2), Stage("second", 64, 3, {"kv": .5, "text": .3, "talk": .2}, rows=2))
+STAGES = (
+    Stage("first", 32, 3, {"rand": 0.5, "restate": 0.5}, rows=2),
+    Stage("second", 64, 3, {"kv": 0.5, "text": 0.3, "talk": 0.2}, rows=2),
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,9 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared
 
 @pytest.fixture(scope="module")
 def model(prepared: Prepared) -> Model:
-    config = hf_config(prepared.tokenizer.get_vocab_size(), hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, intermediate=32)
+    config = hf_config(
+        prepared.tokenizer.get_vocab_size(), hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, intermediate=32
+    )
     return Model.from_config(model_config_from_hf(config), "float32")
 
 
@@ -146,11 +154,16 @@ def test_recall_counts_whole_answers(prepared: Prepared) -> None:
 
 
 def test_verdicts_average_both_formats() -> None:
-    records = [{"task": "needle", "format": style, "tokens": 1024, "share": share} for style, share in (("qa", .95), ("chat", .83))]
-    assert verdicts(records) == [{"task": "needle", "tokens": 1024, "wanted": .9, "reached": .89, "passed": False}]
+    records = [
+        {"task": "needle", "format": style, "tokens": 1024, "share": share}
+        for style, share in (("qa", 0.95), ("chat", 0.83))
+    ]
+    assert verdicts(records) == [{"task": "needle", "tokens": 1024, "wanted": 0.9, "reached": 0.89, "passed": False}]
 
 
-def test_resuming_gives_the_same_parameters_and_a_release_loads(model: Model, prepared: Prepared, corpus: Path, tmp_path: Path) -> None:
+def test_resuming_gives_the_same_parameters_and_a_release_loads(
+    model: Model, prepared: Prepared, corpus: Path, tmp_path: Path
+) -> None:
     def trainer(folder: str) -> Trainer:
         return Trainer(model, prepared, STAGES, 0, tmp_path / folder, gate_every=2, say=lambda _: None)
 

@@ -66,6 +66,13 @@ def test_ids_beyond_the_vocabulary_are_empty(tokenizer: Tokenizer) -> None:
         assert tokenizer.token(token) is None
 
 
+@pytest.mark.parametrize("tokens", [[-1], [2**70], ["a"], [1.5]])
+def test_what_is_no_id_cannot_be_decoded(bytes_tokenizer: Tokenizer, tokens: list) -> None:
+    with pytest.raises(ParamError) as error:
+        bytes_tokenizer.decode(tokens)
+    assert error.value.param == "tokens"
+
+
 def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
     backend = byte_level()
     backend.enable_truncation(4)

@@ -15,11 +15,16 @@ from jaxserve.types import Abort, Arrive, Event, SeqId, StepDone
 _key = attrgetter("priority", "order")
 
 
+def _class(seq: SeqView) -> tuple[int, bool, int]:
+    return seq.priority, seq.phase is not Phase.DECODE, seq.order
+
+
 @register("priority")
 class Priority(Policy):
     """Lower `priority` first (vLLM's convention), order of arrival within one; otherwise like Sarathi.
 
-    A waiting sequence displaces residents of a worse class, never of its own.
+    Within a class decodes come before prompts partly computed and those before new ones. A waiting sequence displaces
+    residents of a worse class, never of its own.
     """
 
     displaces = True
@@ -42,14 +47,16 @@ class Priority(Policy):
             self._forget(event.seq)
 
     def rank(self, view: View) -> Iterator[SeqView]:
-        residents = sorted(view.residents(), key=_key)
-        yield from (seq for seq in residents if seq.phase is Phase.DECODE)
-        yield from (seq for seq in residents if seq.phase is Phase.PREFILL)
-        for seq in self._queue:
-            if not view.admitting:
-                return
-            if seq.ready:
-                yield seq
+        candidates = (seq for seq in self._queue if seq.ready)
+        candidate = next(candidates, None) if view.admitting else None
+        for resident in sorted(view.residents(), key=_class):
+            while candidate is not None and view.admitting and candidate.priority < resident.priority:
+                yield candidate
+                candidate = next(candidates, None)
+            yield resident
+        while candidate is not None and view.admitting:
+            yield candidate
+            candidate = next(candidates, None)
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         if want.resident:
