@@ -5,9 +5,10 @@
     python benchmarks/peers.py stream  --llama-server /path/to/llama-server --model FOLDER
 
 `library`: prompts through each library, at most 16 at once. `server`: 16 streaming clients. `stream`: one. Float32,
-prefix caching off, prompts of 32 to 512 tokens of real questions, greedy, 128 new tokens each; a run in which a request
-has fewer is an error. Every side is loaded before the first round and runs the workload once unmeasured. Without a peer's
-path that peer is left out. Timings on a shared machine mean little: read the ratios, and their spread over the rounds.
+prefix caching off, prompts of 32 to 512 tokens of real questions, greedy, 128 new tokens each; a run in which a
+request has fewer is an error. Every side is loaded before the first round and runs the workload once unmeasured.
+Without a peer's path that peer is left out. Timings on a shared machine mean little: read the ratios, and their spread
+over the rounds.
 """
 
 from __future__ import annotations

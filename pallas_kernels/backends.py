@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "tiled", "triton")
+"""`reference`: jnp. `tiled`: jnp, every decode row computed as a prefill tile, so that a token's bits depend neither on
+the rows beside it nor on whether it came by decode or by prefill. `triton`: Pallas, Triton lowering."""
 
 
 def resolve(backend: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Hugging Face `generate` in float32. Arguments: MODEL BATCH THREADS; batches are padded on the left, 1 is one by one."""
+"""Hugging Face `generate` in float32. Arguments: MODEL BATCH THREADS. Batches are padded on the left."""
 
 import sys
 

@@ -109,6 +109,6 @@ def vllm(python: Path, model: Path, concurrency: int, threads: int) -> Library:
 
 
 def _libraries(python: Path, name: str) -> list[str]:
-    """The allocator and the OpenMP runtime that vLLM advises to preload, where the environment or the system has them."""
+    """A library that vLLM advises to preload, where its environment or the system has it."""
     places = [python.absolute().parents[1], Path("/usr/lib")]
     return [str(path) for place in places for path in sorted(place.rglob(name))[:1]][:1]

@@ -55,7 +55,7 @@ class Server:
         return f"http://127.0.0.1:{self._port}"
 
     def run(self, prompts: Sequence[Prompt], new_tokens: int) -> float:
-        """Generated tokens per second over the whole run; with one client, of the decode phase only (1 / time per token).
+        """Generated tokens per second over the whole run; with one client, of the decode phase only (1 / its TPOT).
 
         Raises:
             RuntimeError: a request did not get all its tokens.

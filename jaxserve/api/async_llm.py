@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 LONG_TEXT = 20_000
 """Characters above which text is tokenized on a thread: this many take a few milliseconds of the event loop."""
-
-
 _RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 

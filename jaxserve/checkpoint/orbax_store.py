@@ -55,8 +55,8 @@ def is_orbax(folder: Path) -> bool:
 
 
 def agree(folder: Path, dtype: Any, quantization: str | None) -> tuple[str, str | None]:
-    """(dtype, quantization) of a converted model. CheckpointError where the caller asks for others: a converted model
-    is loaded as it is. "auto" and None ask for nothing."""
+    """(dtype, quantization) to restore with: `dtype`, or the stored one for "auto", and the stored quantization.
+    CheckpointError where the caller asks for another quantization than the model was converted with."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
@@ -67,13 +67,11 @@ def agree(folder: Path, dtype: Any, quantization: str | None) -> tuple[str, str 
         raise CheckpointError(f"{path}: layout version {version}, this release reads {VERSION}: convert again")
     if quantization not in (None, has_format):
         raise CheckpointError(f"{path}: converted with quantization {has_format}, not {quantization}: convert again")
-    if dtype != "auto" and jnp.dtype(dtype).name != has_dtype:
-        raise CheckpointError(f"{path}: converted to {has_dtype}, not {jnp.dtype(dtype).name}: convert again")
-    return has_dtype, has_format
+    return has_dtype if dtype == "auto" else jnp.dtype(dtype).name, has_format
 
 
 def restore(folder: Path, abstract: Params, shardings: Params) -> Params:
-    """Parameters like `abstract`, placed as `shardings` (leaves Sharding or None) says."""
+    """Parameters like `abstract` (floats are converted), placed as `shardings` (leaves Sharding or None) says."""
     import orbax.checkpoint as ocp
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

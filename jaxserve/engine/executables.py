@@ -125,8 +125,8 @@ class CompileCounter:
             monitoring.register_event_duration_secs_listener(self._on_event)
             self._armed = True
 
-    def _on_event(self, name: str, _seconds: float, **_: Any) -> None:
-        if name == _COMPILE_EVENT and not self._starting and getattr(self._local, "depth", 0) == 0:
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILE_EVENT and not self._starting and getattr(self._local, "depth", 0) == 0:
             self.undeclared += 1
 
 

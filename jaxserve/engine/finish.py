@@ -33,7 +33,9 @@ def finish_step(launched: Launched, sequences: Mapping[SeqId, Sequence], counter
     packed = np.asarray(launched.out.packed)
     rows = packed[: len(launched.rows)].tolist()
     logprobs = launched.out.logprobs
-    results, deltas, finished = [], [], []
+    results: list[SeqResult] = []
+    deltas: list[Delta] = []
+    finished: list[Sequence] = []
     for index, (seq, (count, drafted, *tokens)) in enumerate(zip(launched.rows, rows, strict=True)):
         sequence = sequences.get(seq)
         if sequence is None or sequence.finish is not None:

@@ -158,7 +158,7 @@ def _free_memory(config: EngineConfig, functions: Callable, sized: Callable) -> 
     limit = int(stats["bytes_limit"] * config.cache.gpu_memory_utilization)
     free = limit - stats["bytes_in_use"]
     probe: StepFunctions = functions(sized(free // 16))
-    largest = next(p for p in probe.programs() if p.name == probe.covering()[1])
+    largest = next(p for p in probe.programs() if p.name == probe.covering()[0])
     temporaries = _temporaries(largest)
     slots = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(probe.slots))
     return free - 2 * temporaries - slots
@@ -166,7 +166,8 @@ def _free_memory(config: EngineConfig, functions: Callable, sized: Callable) -> 
 
 def _temporaries(program: Program) -> int:
     compiled = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args).compile()
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+    memory: Any = compiled.memory_analysis()
+    return int(memory.temp_size_in_bytes)
 
 
 def _shapes(params: Any) -> Any:

@@ -138,8 +138,8 @@ class Runner:
             return
         works = [*plan.decode, *(work for _, work in sampling)]
         launched.rows = [work.seq for work in works]
-        variant = max(variant_for(sequences[seq].request.params, sequences[seq].generated) for seq in launched.rows)
-        bucket = self._head_bucket(needed, variant)
+        least = max(variant_for(sequences[seq].request.params, sequences[seq].generated) for seq in launched.rows)
+        bucket, variant = self._head_bucket(needed, least)
         packed = blank_head_rows(bucket, q, self._shape.slots)
         packed[:needed, 0] = [work.slot for work in works]
         decoding = len(plan.decode)
@@ -164,14 +164,19 @@ class Runner:
                 return bucket
         return self._shape.decode[-1], (self._shape.tiles[-1] if tiles else 0)
 
-    def _head_bucket(self, rows: int, variant: HeadVariant) -> int:
-        for bucket in self._shape.head_rows:
-            if bucket >= rows and self._programs.ready(head_name(bucket, variant)) is not None:
-                return bucket
+    def _head_bucket(self, rows: int, least: HeadVariant) -> tuple[int, HeadVariant]:
+        """The cheapest compiled head that holds the rows and does at least what `least` does."""
+        for variant in list(HeadVariant)[least:]:
+            for bucket in self._shape.head_rows:
+                if bucket >= rows and self._programs.ready(head_name(bucket, variant)) is not None:
+                    return bucket, variant
         raise LookupError(f"no compiled head holds {rows} rows")
 
     def _call(self, name: str, *args: Any) -> Any:
-        return self._programs.ready(name)(*args)
+        program = self._programs.ready(name)
+        if program is None:
+            raise LookupError(f"{name} is not compiled")
+        return program(*args)
 
     def _allow_all(self, rows: int) -> jax.Array:
         if rows not in self._no_masks:

@@ -47,11 +47,10 @@ class EngineShape:
         return tuple(sorted({*self.decode, self.decode[-1] + self.tiles[-1]}))
 
     def forward_buckets(self) -> tuple[tuple[int, int], ...]:
-        """Every declared (decode rows, tiles), the covering pair first."""
-        pure = [(d, 0) for d in self.decode]
-        mixed = [(d, n) for n in self.tiles for d in self.mixed_decode]
-        covering = self.covering_buckets()
-        return (*covering, *(b for b in [*reversed(pure), *reversed(mixed)] if b not in covering))
+        """Every declared (decode rows, tiles), in the order in which it is best to have them."""
+        pure = [(d, 0) for d in reversed(self.decode)]
+        mixed = [(d, n) for n in reversed(self.tiles) for d in reversed(self.mixed_decode)]
+        return (*pure, *mixed)
 
     def covering_buckets(self) -> tuple[tuple[int, int], ...]:
         """The buckets that any step fits: compiled before the engine is ready."""

@@ -39,6 +39,9 @@ from jaxserve.types import PAGE_TOKENS
 COPIES = 16
 """Pages that one copy program moves; more copies are more launches."""
 
+_LEAF: Any = 0
+"""Stands for an array where only the structure of a result counts."""
+
 
 @dataclass(frozen=True)
 class StepFunctions:
@@ -117,38 +120,45 @@ class StepFunctions:
     # The declared programs
 
     def programs(self) -> list[Program]:
-        """Every program of the engine."""
+        """Every program of the engine, in the order in which it is best to have them."""
         kv, slots, params = self.kv, self.slots, self.params
         tables = sum(table.shape[0] * table.shape[2] for table in kv.tables)
         programs = [
             Program("admit", _admit, (slots, _ints(1 + pack_admit_size(self.slot_layout))), (0,), slots),
             Program("extras", _extras, (slots, _ints(1 + self.slot_layout.extras)), (0,), slots),
             Program("tables", self.tables, (kv, _ints(1 + tables)), (0,), kv),
-            Program("score", self.score, (params, slots, _ints(3)), (), Logprobs(0)),
+            Program("score", self.score, (params, slots, _ints(3)), (), Logprobs(_LEAF)),
         ]
         for group in range(len(kv.pools)):
             programs.append(Program(copy_name(group), partial(self.copy, group), (kv, _ints(2, COPIES)), (0,), kv))
-        for rows, tiles in self.shape.forward_buckets():
-            layout = self.forward_layout(rows, tiles)
-            args = (params, kv, slots, _ints(layout.size))
-            function = partial(self.forward, layout)
-            programs.append(Program(forward_name(rows, tiles), function, args, (1, 2), (kv, slots, 0)))
-        words = mask_words(self.slot_layout.vocab)
-        for rows in self.shape.head_rows:
-            for variant in HeadVariant:
-                full = variant is HeadVariant.FULL
-                masks = (jax.ShapeDtypeStruct((rows, words), jnp.uint32),) if full else ()
-                args = (params, slots, _ints(rows, 1 + self.shape.q), *masks)
-                out = (slots, Out(0, Logprobs(0) if full else None))
-                programs.append(Program(head_name(rows, variant), partial(self.head, variant), args, (1,), out))
+        *smaller, largest = self.shape.head_rows
+        programs += [self._head_program(largest, variant) for variant in HeadVariant]
+        programs += [self._forward_program(rows, tiles) for rows, tiles in self.shape.forward_buckets()]
+        programs += [self._head_program(rows, HeadVariant.GREEDY) for rows in reversed(smaller)]
+        programs += [self._head_program(rows, HeadVariant.SAMPLE) for rows in reversed(smaller)]
+        # Costly to compile and seldom needed: one narrow head besides the largest will do.
+        programs += [self._head_program(rows, HeadVariant.FULL) for rows in self.shape.mixed_decode]
         return programs
 
+    def _forward_program(self, rows: int, tiles: int) -> Program:
+        layout = self.forward_layout(rows, tiles)
+        args = (self.params, self.kv, self.slots, _ints(layout.size))
+        out = (self.kv, self.slots, _LEAF)
+        return Program(forward_name(rows, tiles), partial(self.forward, layout), args, (1, 2), out)
+
+    def _head_program(self, rows: int, variant: HeadVariant) -> Program:
+        full = variant is HeadVariant.FULL
+        masks = (jax.ShapeDtypeStruct((rows, mask_words(self.slot_layout.vocab)), jnp.uint32),) if full else ()
+        args = (self.params, self.slots, _ints(rows, 1 + self.shape.q), *masks)
+        out = (self.slots, Out(_LEAF, Logprobs(_LEAF) if full else None))
+        return Program(head_name(rows, variant), partial(self.head, variant), args, (1,), out)
+
     def covering(self) -> list[str]:
-        """Names of the programs with which every request can be served."""
-        heads = [head_name(self.shape.head_rows[-1], variant) for variant in HeadVariant]
+        """Names of the programs with which every request can be served. The full head stands in for the others."""
+        heads = [head_name(self.shape.head_rows[-1], HeadVariant.FULL)]
         forwards = [forward_name(*bucket) for bucket in self.shape.covering_buckets()]
         copies = [copy_name(group) for group in range(len(self.kv.pools))]
-        return [*forwards, *heads, "admit", "extras", "tables", "score", *copies]
+        return [*reversed(forwards), *heads, "admit", "extras", "tables", "score", *copies]
 
 
 def forward_name(rows: int, tiles: int) -> str:

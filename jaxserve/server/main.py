@@ -55,11 +55,10 @@ async def _serve(config: ServeConfig) -> int:
             print(f"serving {', '.join(app.state.serving.names)}: up to {ready.max_num_seqs} sequences of "
                   f"{ready.limits.max_model_len} tokens at once; KV cache of {ready.num_pages[0]} pages of "
                   f"{ready.page_tokens} tokens", flush=True)
-            server = _Server(_uvicorn(app, options))
+            server = _Server(_uvicorn(app, options), _address(options, listener))
             # What exists now lives as long as the server; the collector need not look at it again.
             gc.collect()
             gc.freeze()
-            print(f"listening on {_address(options, listener)}", flush=True)
             return await _until_end(server, app.state.serving, listener, options.drain_timeout)
     finally:
         if listener is not None:
@@ -89,7 +88,8 @@ async def _until_end(server: _Server, serving: Serving, listener: socket.socket 
         serving.draining = True
         if not engine_death.done():
             running = serving.llm.unfinished
-            print(f"shutting down; {running} running sequences may take {drain_s:g} s (Ctrl-C again ends at once)", flush=True)
+            print(f"shutting down; {running} running sequences may take {drain_s:g} s (Ctrl-C again ends at once)",
+                  flush=True)
             drained = asyncio.ensure_future(serving.llm.close(drain_s))
             await asyncio.wait((drained, engine_death), return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
@@ -104,6 +104,14 @@ async def _until_end(server: _Server, serving: Serving, listener: socket.socket 
 
 class _Server(uvicorn.Server):
     """uvicorn's server without its signal handlers: signals mean draining first (see `_until_end`)."""
+
+    def __init__(self, config: uvicorn.Config, address: str):
+        super().__init__(config)
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(f"listening on {self._address}", flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -10,14 +10,14 @@ from pallas_kernels.backends import resolve
 from pallas_kernels.checks import check_paged
 from pallas_kernels.layouts import Dense, Layout
 from pallas_kernels.merge import Attended
-from pallas_kernels.paged_decode import reference
+from pallas_kernels.paged_decode import reference, triton
 
 
 def paged_decode(
     q: jax.Array,
     positions: jax.Array,
     pool: Any,
-    layer: int,
+    layer: int | jax.Array,
     tables: jax.Array,
     *,
     scale: float,
@@ -26,7 +26,7 @@ def paged_decode(
     layout: Layout = Dense(),  # noqa: B008  (a frozen value)
     backend: str | None = None,
 ) -> Attended:
-    """Causal attention of decode rows over the pages of their tables, the rows' own tokens included (write, then attend).
+    """Causal attention of decode rows over the pages of their tables, their own tokens included (write, then attend).
 
     q: [rows, q_tokens, heads, head_dim]; query i of a row stands at position `positions[row] + i`.
     positions: int32 [rows]; -1 marks a padding row, which sees nothing.
@@ -35,10 +35,11 @@ def paged_decode(
         [0, pages) is absent: its keys are not seen.
     window: a query at p sees (p - window, p]; None sees all. softcap: scores become softcap * tanh(score / softcap).
 
+    backend: see `pallas_kernels.backends`; None takes the platform's.
+
     Returns (o, m, l), float32 [rows, q_tokens, heads(, head_dim)], see `pallas_kernels.merge`. Raises ValueError for
     shapes that do not fit together.
     """
     check_paged("paged_decode", q, positions, pool, tables, layout)
-    resolve(backend)
-    op = reference.paged_decode
+    op = {"reference": reference.paged_decode, "tiled": reference.tiled, "triton": triton.paged_decode}[resolve(backend)]
     return op(q, positions, pool, layer, tables, scale=scale, window=window, softcap=softcap, layout=layout)

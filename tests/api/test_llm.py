@@ -154,3 +154,4 @@ def test_a_script_that_forgets_to_close_ends_well(engine_options: dict[str, Any]
     code = f"from jaxserve import LLM\nllm = LLM(**{engine_options!r})\nprint(llm.generate('Hi')[0].finished)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""`jaxserve batch` with an engine of its own: killed with -9 half-way, started again, compared with an uninterrupted run."""
+"""`jaxserve batch` with its own engine: killed with -9 half-way, run again, compared with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,33 @@ LINES = 120
 
 
 def command(source: Path, target: Path, executables: str) -> list[str]:
-    return [sys.executable, "-m", "jaxserve", "batch", "-i", str(source), "-o", str(target), "--device", "cpu",
-            "--compile-cache", executables, "--max-num-seqs", "16", "--decode-buckets", "16", "--tile-buckets", "4",
-            "--max-num-batched-tokens", "256", "--kv-cache-memory", "32MiB", "--batch-invariant", "--window", "50"]
+    return [
+        sys.executable,
+        "-m",
+        "jaxserve",
+        "batch",
+        "-i",
+        str(source),
+        "-o",
+        str(target),
+        "--device",
+        "cpu",
+        "--compile-cache",
+        executables,
+        "--max-num-seqs",
+        "16",
+        "--decode-buckets",
+        "16",
+        "--tile-buckets",
+        "4",
+        "--max-num-batched-tokens",
+        "256",
+        "--kv-cache-memory",
+        "32MiB",
+        "--batch-invariant",
+        "--window",
+        "50",
+    ]
 
 
 def write_job(path: Path) -> None:
@@ -28,8 +52,9 @@ def write_job(path: Path) -> None:
             body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
             url = "/v1/chat/completions"
         lines.append(json.dumps({"custom_id": f"line-{i}", "method": "POST", "url": url, "body": body}))
-    lines[7] = json.dumps({"custom_id": "bad", "method": "POST", "url": "/v1/completions",
-                           "body": {"prompt": "x", "temperature": -1}})
+    lines[7] = json.dumps(
+        {"custom_id": "bad", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "temperature": -1}}
+    )
     lines[40] = "not json"
     lines[80] = lines[79]
     path.write_text("\n".join(lines))
@@ -41,8 +66,14 @@ def texts(path: Path) -> list[Any]:
     for line in path.read_text().splitlines():
         answer = json.loads(line)
         response = answer["response"]
-        found.append((answer["custom_id"], answer["error"], response and response["status_code"],
-                      response and (response["body"].get("choices") or response["body"]["error"])))
+        found.append(
+            (
+                answer["custom_id"],
+                answer["error"],
+                response and response["status_code"],
+                response and (response["body"].get("choices") or response["body"]["error"]),
+            )
+        )
     return found
 
 

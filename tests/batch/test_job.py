@@ -22,8 +22,18 @@ def line(**changes: object) -> bytes:
     return json.dumps({**GOOD, **changes}).encode()
 
 
-@pytest.mark.parametrize("data", [line(), line() + b"\r", b"\xef\xbb\xbf" + line(), b"  " + line(),
-                                  line(url="/v1/chat/completions"), line(body={"stream": False}), line(extra=1)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        line(),
+        line() + b"\r",
+        b"\xef\xbb\xbf" + line(),
+        b"  " + line(),
+        line(url="/v1/chat/completions"),
+        line(body={"stream": False}),
+        line(extra=1),
+    ],
+)
 def test_good_lines(data: bytes):
     job = job_of(data)
     assert job.problem is None
@@ -31,29 +41,32 @@ def test_good_lines(data: bytes):
     assert isinstance(job.body, dict)
 
 
-@pytest.mark.parametrize("data, code", [
-    (b"", "invalid_json_line"),
-    (b" \r", "invalid_json_line"),
-    (b"\xef\xbb\xbf", "invalid_json_line"),
-    (b"{", "invalid_json_line"),
-    (b"[]", "invalid_json_line"),
-    (b"null", "invalid_json_line"),
-    (b"\xff\xfe", "invalid_json_line"),
-    (b'{"custom_id": "\xff"}', "invalid_json_line"),
-    (b"[" * 100_000, "invalid_json_line"),
-    (None, "line_too_long"),
-    (line(custom_id=None), "missing_required_parameter"),
-    (line(custom_id=""), "missing_required_parameter"),
-    (line(custom_id=5), "missing_required_parameter"),
-    (line(method="GET"), "invalid_method"),
-    (line(method=None), "invalid_method"),
-    (line(url="/v1/embeddings"), "invalid_url"),
-    (line(url=["/v1/completions"]), "invalid_url"),
-    (line(url={}), "invalid_url"),
-    (line(body=None), "missing_required_parameter"),
-    (line(body=[1]), "missing_required_parameter"),
-    (line(body={"stream": True}), "invalid_request"),
-])
+@pytest.mark.parametrize(
+    "data, code",
+    [
+        (b"", "invalid_json_line"),
+        (b" \r", "invalid_json_line"),
+        (b"\xef\xbb\xbf", "invalid_json_line"),
+        (b"{", "invalid_json_line"),
+        (b"[]", "invalid_json_line"),
+        (b"null", "invalid_json_line"),
+        (b"\xff\xfe", "invalid_json_line"),
+        (b'{"custom_id": "\xff"}', "invalid_json_line"),
+        (b"[" * 100_000, "invalid_json_line"),
+        (None, "line_too_long"),
+        (line(custom_id=None), "missing_required_parameter"),
+        (line(custom_id=""), "missing_required_parameter"),
+        (line(custom_id=5), "missing_required_parameter"),
+        (line(method="GET"), "invalid_method"),
+        (line(method=None), "invalid_method"),
+        (line(url="/v1/embeddings"), "invalid_url"),
+        (line(url=["/v1/completions"]), "invalid_url"),
+        (line(url={}), "invalid_url"),
+        (line(body=None), "missing_required_parameter"),
+        (line(body=[1]), "missing_required_parameter"),
+        (line(body={"stream": True}), "invalid_request"),
+    ],
+)
 def test_bad_lines(data: bytes | None, code: str):
     job = job_of(data)
     assert job.problem is not None
@@ -61,9 +74,15 @@ def test_bad_lines(data: bytes | None, code: str):
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=200) | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*GOOD, "x"]), inner)).map(json.dumps).map(str.encode))
+@given(
+    st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*GOOD, "x"]), inner),
+    )
+    .map(json.dumps)
+    .map(str.encode)
+)
 def test_no_line_raises_and_every_refusal_is_one_line_of_json(data: bytes):
     job = job_of(data.replace(b"\n", b""))
     if job.problem is not None:

@@ -48,7 +48,11 @@ def test_a_restored_position_goes_on_where_it_was_saved(tmp_path_factory, lines:
 
 def test_a_line_over_the_limit_is_reported_without_its_content(tmp_path: Path):
     path = write(tmp_path, b"short\n" + b"x" * 5_000_000 + b"\nlast")
-    assert list(Lines(path, max_bytes=100)) == [Line(1, 6, b"short"), Line(2, 5_000_007, None), Line(3, 5_000_011, b"last")]
+    assert list(Lines(path, max_bytes=100)) == [
+        Line(1, 6, b"short"),
+        Line(2, 5_000_007, None),
+        Line(3, 5_000_011, b"last"),
+    ]
 
 
 def test_a_line_of_exactly_the_limit_passes(tmp_path: Path):

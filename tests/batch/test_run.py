@@ -1,4 +1,4 @@
-"""A job from file to file. The answers come from a coroutine that echoes its line: engines are tested in test_end_to_end."""
+"""A job from file to file. Answers come from a coroutine that echoes its line: test_end_to_end.py has an engine."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class Echo:
             self.lifetime -= 1
             if self.lifetime < 0:
                 raise JobFailed("enough")
-        return Answer(200, {"id": f"x-{number}", "url": url, "echo": body,
-                            "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
+        return Answer(
+            200, {"id": f"x-{number}", "url": url, "echo": body, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+        )
 
 
 def request(custom_id: str, **body: Any) -> bytes:
@@ -81,13 +82,30 @@ def test_never_more_lines_in_work_than_the_window(tmp_path: Path):
 
 def test_bad_lines_become_errors_at_their_place(tmp_path: Path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_bytes(b"\n".join([b"\xef\xbb\xbf" + request("a"), b"", b"{oops", request("b") + b"\r", request("a"),
-                                   request("c", stream=True), request("d")]))
+    source.write_bytes(
+        b"\n".join(
+            [
+                b"\xef\xbb\xbf" + request("a"),
+                b"",
+                b"{oops",
+                request("b") + b"\r",
+                request("a"),
+                request("c", stream=True),
+                request("d"),
+            ]
+        )
+    )
     counts = run(source, target)
     found = answers(target)
     assert [(a["custom_id"], a["error"] and a["error"]["code"]) for a in found] == [
-        ("a", None), (None, "invalid_json_line"), (None, "invalid_json_line"), ("b", None), ("a", "duplicate_custom_id"),
-        ("c", "invalid_request"), ("d", None)]
+        ("a", None),
+        (None, "invalid_json_line"),
+        (None, "invalid_json_line"),
+        ("b", None),
+        ("a", "duplicate_custom_id"),
+        ("c", "invalid_request"),
+        ("d", None),
+    ]
     assert counts.errors == 4
 
 
@@ -109,8 +127,10 @@ mixed_lines = st.lists(st.sampled_from([b"", b"{", b"[]", None, None, None, b"du
 def test_a_job_cut_anywhere_goes_on_to_the_same_output(tmp_path_factory, kinds, window: int, data: st.DataObject):
     folder = tmp_path_factory.mktemp("job")
     source, whole, cut = folder / "in.jsonl", folder / "whole.jsonl", folder / "cut.jsonl"
-    lines = [request(f"r{i}", n=i) if kind is None else request("same") if kind == b"dup" else kind
-             for i, kind in enumerate(kinds)]
+    lines = [
+        request(f"r{i}", n=i) if kind is None else request("same") if kind == b"dup" else kind
+        for i, kind in enumerate(kinds)
+    ]
     source.write_bytes(b"".join(line + b"\n" for line in lines))
     run(source, whole, window=window)
     length = data.draw(st.integers(0, whole.stat().st_size))
@@ -136,8 +156,18 @@ def test_a_job_that_fails_keeps_what_is_written_and_goes_on(tmp_path: Path):
     assert [a["custom_id"] for a in answers(target)] == [f"r{i}" for i in range(300)]
 
 
-@pytest.mark.parametrize("state", [b"", b"{}", b"[]", b'{"line": 3, "offset": 11}', b'{"line": 900, "offset": 0}',
-                                   b'{"line": "x", "offset": null}', b'{"line": 0, "offset": 1000000}'])
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"line": 3, "offset": 11}',
+        b'{"line": 900, "offset": 0}',
+        b'{"line": "x", "offset": null}',
+        b'{"line": 0, "offset": 1000000}',
+    ],
+)
 def test_a_useless_position_file_does_no_harm(tmp_path: Path, state: bytes):
     source, target = job_file(tmp_path, 20), tmp_path / "out.jsonl"
     run(source, target)

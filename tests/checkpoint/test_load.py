@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxserve.checkpoint import CheckpointError, export_hf, load_model, resolve
 from jaxserve.checkpoint import export as export_module
-from jaxserve.models import model_config_from_hf
+from jaxserve.models import Model, model_config_from_hf
 from jaxserve.quant import QTensor, dequantize
 from tests.checkpoint.conftest import HF
 
@@ -213,3 +213,30 @@ def test_hub_id_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match="'nobody/nothing' is no local folder, and could not be fetched"):
         resolve("nobody/nothing")
+
+
+def test_language_model_inside_a_multimodal_checkpoint(tmp_path):
+    text = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    alone = Model.from_config(model_config_from_hf({"architectures": ["Gemma3ForCausalLM"], **text}), "float32")
+    params = alone.init(jax.random.key(1))
+    export_hf(alone, params, tmp_path)
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+
+    def nest(tensors):
+        for name in list(tensors):
+            tensors["language_model." + name] = tensors.pop(name)
+        tensors["vision_tower.encoder.weight"] = np.ones(3, np.float32)
+
+    edit(tmp_path, nest)
+    model, loaded = load_model(tmp_path, "float32")
+    assert model == alone
+    assert_same(loaded, params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,12 +32,15 @@ def converted(trained, tmp_path):
     return tmp_path / "converted"
 
 
-def test_is_loaded_as_converted_or_not_at_all(converted):
-    load_model(converted, "float32")
+def test_quantization_is_decided_when_converting(converted):
     with pytest.raises(CheckpointError, match="quantization None, not int8"):
         load_model(converted, "float32", quantization="int8")
-    with pytest.raises(CheckpointError, match="float32, not bfloat16"):
-        load_model(converted, "bfloat16")
+
+
+def test_dtype_may_be_another(converted, trained):
+    model, params = load_model(converted, "bfloat16")
+    assert model.dtype == jnp.bfloat16
+    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained[1]))
 
 
 def test_does_not_overwrite(converted, trained):

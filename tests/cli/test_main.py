@@ -36,32 +36,36 @@ def test_every_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]):
     assert "examples:" in text
 
 
-@pytest.mark.parametrize("args, words", [
-    (["srve"], "'srve' is not a verb"),
-    (["serve", "--prot", "1"], "did you mean --port?"),
-    (["serve", "--port", "x"], "--port"),
-    (["serve", "--port", "70000"], "between 0 and 65535"),
-    (["serve", "--dtype", "int3"], "--dtype 'int3' is not one of"),
-    (["serve", "A", "--model", "B"], "given twice"),
-    (["serve", "--config", "/nonexistent.yaml"], "/nonexistent.yaml"),
-    (["batch", "-i", "x"], "-o"),
-    (["batch", "-i", "x", "-o", "y", "--window", "0"], "--window 0 must be at least 1"),
-    (["batch", "-i", "x", "-o", "y", "--window", "many"], "--window"),
-    (["batch", "-i", "/nonexistent", "-o", "y", "--url", "http://127.0.0.1:9"], "/nonexistent does not exist"),
-    (["batch", "-i", "x", "-o", "y", "--url", "http://127.0.0.1:9", "--model", "m"], "each line names its model"),
-    (["complete", "x", "--url", "localhost"], "--url 'localhost' is not an address"),
-    (["complete", "x", "--temperature", "warm"], "--temperature"),
-    (["complete", ""], "empty"),
-    (["chat", " "], "empty"),
-    (["bench"], "throughput"),
-    (["bench", "serve", "--client", "2"], "did you mean --clients?"),
-    (["bench", "serve", "--input-len", "9:3"], "LOW not above HIGH"),
-    (["bench", "serve", "--prompts", "/nonexistent"], "/nonexistent"),
-    (["convert", "/nonexistent", "out"], "/nonexistent is not a folder"),
-    (["convert", "a", "b", "--quantization", "int7"], "int7"),
-])
-def test_a_mistake_is_one_line_and_exit_code_2(args: list[str], words: str, capsys: pytest.CaptureFixture[str],
-                                               tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["srve"], "'srve' is not a verb"),
+        (["serve", "--prot", "1"], "did you mean --port?"),
+        (["serve", "--port", "x"], "--port"),
+        (["serve", "--port", "70000"], "between 0 and 65535"),
+        (["serve", "--dtype", "int3"], "--dtype 'int3' is not one of"),
+        (["serve", "A", "--model", "B"], "given twice"),
+        (["serve", "--config", "/nonexistent.yaml"], "/nonexistent.yaml"),
+        (["batch", "-i", "x"], "-o"),
+        (["batch", "-i", "x", "-o", "y", "--window", "0"], "--window 0 must be at least 1"),
+        (["batch", "-i", "x", "-o", "y", "--window", "many"], "--window"),
+        (["batch", "-i", "/nonexistent", "-o", "y", "--url", "http://127.0.0.1:9"], "/nonexistent does not exist"),
+        (["batch", "-i", "x", "-o", "y", "--url", "http://127.0.0.1:9", "--model", "m"], "each line names its model"),
+        (["complete", "x", "--url", "localhost"], "--url 'localhost' is not an address"),
+        (["complete", "x", "--temperature", "warm"], "--temperature"),
+        (["complete", ""], "empty"),
+        (["chat", " "], "empty"),
+        (["bench"], "throughput"),
+        (["bench", "serve", "--client", "2"], "did you mean --clients?"),
+        (["bench", "serve", "--input-len", "9:3"], "LOW not above HIGH"),
+        (["bench", "serve", "--prompts", "/nonexistent"], "/nonexistent"),
+        (["convert", "/nonexistent", "out"], "/nonexistent is not a folder"),
+        (["convert", "a", "b", "--quantization", "int7"], "int7"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    args: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(args) == 2
     said = capsys.readouterr()
@@ -78,8 +82,10 @@ def test_a_server_that_is_not_there_is_exit_code_1(capsys: pytest.CaptureFixture
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
-    code = ("import sys; from jaxserve.cli import main; main(['--help']); main(['serve', '--help']); "
-            "heavy = {'jax', 'numpy', 'fastapi', 'httpx', 'grain'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)")
+    code = (
+        "import sys; from jaxserve.cli import main; main(['--help']); main(['serve', '--help']); "
+        "heavy = {'jax', 'numpy', 'fastapi', 'httpx', 'grain'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
     fastest = float("inf")
     for _ in range(5):

@@ -17,8 +17,19 @@ def test_complete_streams_what_the_server_says(server, http, capsys: pytest.Capt
     expected = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
     assert main(["complete", "The old man", "--url", server.url, "--max-tokens", "12", "--temperature", "0"]) == 0
     assert capsys.readouterr().out == expected + "\n"
-    arguments = ["complete", "The old man", "--url", f"{server.url}/v1", "--model", "alias", "--max-tokens", "12", "--echo",
-                 "--temperature", "0"]
+    arguments = [
+        "complete",
+        "The old man",
+        "--url",
+        f"{server.url}/v1",
+        "--model",
+        "alias",
+        "--max-tokens",
+        "12",
+        "--echo",
+        "--temperature",
+        "0",
+    ]
     assert main(arguments) == 0
     assert capsys.readouterr().out == "The old man" + expected + "\n"
 
@@ -42,8 +53,9 @@ def test_chat_takes_one_message_from_stdin_or_the_command_line(server, http):
     assert chat("--url", server.url, "Hello!", said="").stdout == expected
 
 
-def test_a_conversation_has_a_memory_that_clear_wipes(server, http, monkeypatch: pytest.MonkeyPatch,
-                                                      capsys: pytest.CaptureFixture[str]):
+def test_a_conversation_has_a_memory_that_clear_wipes(
+    server, http, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     def answer(*said: str) -> str:
         roles = ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
@@ -61,8 +73,24 @@ def test_a_conversation_has_a_memory_that_clear_wipes(server, http, monkeypatch:
 
 def test_bench_serve_counts_every_token(server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     figures = tmp_path / "figures.json"
-    arguments = ["bench", "serve", "--url", server.url, "--clients", "4", "--num-prompts", "6", "--input-len", "5:40",
-                 "--output-len", "7", "--warmup", "1", "--json", str(figures)]
+    arguments = [
+        "bench",
+        "serve",
+        "--url",
+        server.url,
+        "--clients",
+        "4",
+        "--num-prompts",
+        "6",
+        "--input-len",
+        "5:40",
+        "--output-len",
+        "7",
+        "--warmup",
+        "1",
+        "--json",
+        str(figures),
+    ]
     assert main(arguments) == 0
     found = json.loads(figures.read_text())
     assert (found["requests"], found["new_tokens"]) == (6, 42)
@@ -74,8 +102,12 @@ def test_batch_through_the_server(server, http, tmp_path: Path, capsys: pytest.C
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     bodies = [{"prompt": f"Number {i}", "max_tokens": 3, "temperature": 0} for i in range(100)]
     bodies[3]["top_p"] = 7
-    source.write_text("".join(json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body}) + "\n"
-                              for i, body in enumerate(bodies)))
+    source.write_text(
+        "".join(
+            json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body}) + "\n"
+            for i, body in enumerate(bodies)
+        )
+    )
     # More requests than the server's queue takes: refusals with 503 are asked again.
     assert main(["batch", "-i", str(source), "-o", str(target), "--url", server.url, "--concurrency", "100"]) == 0
     found = [json.loads(line) for line in target.read_text().splitlines()]

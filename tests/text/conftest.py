@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from jaxserve.text.tokenizer import Tokenizer
+
+# Machines that run other things meanwhile must not fail a test over its time.
+settings.register_profile("text", deadline=None)
+settings.load_profile("text")
 
 TEXT = ["Once upon a time there was a little girl named Lily.", "She loved the café, naïve 世界 and 👍🏽 emoji.",
         "def f(x):\n    return x + 1\n", "Ünïcödé wörds — and 12345 numbers… don't stop"]

@@ -1,0 +1,68 @@
+"""Compiles a function for a target and says what came out. Runs nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from jaxserve.aot import hlo
+from jaxserve.aot.targets import Target
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a compiled program needs and does, per device.
+
+    `argument_bytes`, `output_bytes`, `temporary_bytes` and `aliased_bytes` are exact: the compiler's own assignment.
+    `aliases` maps output index to parameter number for buffers updated in place.
+    """
+
+    text: str
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    aliased_bytes: int
+    compile_s: float
+
+    def copies(self, at_least: int = 1 << 20) -> list[hlo.Copy]:
+        return hlo.copies(self.text, at_least)
+
+    @property
+    def aliases(self) -> dict[str, int]:
+        return hlo.aliases(self.text)
+
+    @property
+    def collectives(self) -> Counter[str]:
+        return hlo.collectives(self.text)
+
+    @property
+    def custom_calls(self) -> Counter[str]:
+        return hlo.custom_calls(self.text)
+
+
+def compile_for(target: Target, function: Callable, args: Sequence[Any], donate: Sequence[int] = ()) -> Facts:
+    """Compiles `function` for one GPU of `target`; `args` are pytrees of anything with shape and dtype.
+
+    Raises:
+        AotUnavailableError: see targets.Target.devices.
+    """
+    place = SingleDeviceSharding(target.devices(1)[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tuple(args))
+    start = time.perf_counter()
+    jitted = jax.jit(function, donate_argnums=tuple(donate), out_shardings=place)
+    compiled = jitted.lower(*shapes).compile()
+    memory: Any = compiled.memory_analysis()
+    return Facts(
+        text=compiled.as_text() or "",
+        argument_bytes=int(memory.argument_size_in_bytes),
+        output_bytes=int(memory.output_size_in_bytes),
+        temporary_bytes=int(memory.temp_size_in_bytes),
+        aliased_bytes=int(memory.alias_size_in_bytes),
+        compile_s=time.perf_counter() - start,
+    )
