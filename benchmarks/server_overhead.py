@@ -34,7 +34,8 @@ async def stream(host: str, port: int, path: str, body: dict) -> tuple[int, int]
     """(tokens, events) of one streamed answer."""
     reader, writer = await asyncio.open_connection(host, port)
     data = json.dumps(body).encode()
-    writer.write(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
+                 f"Content-Type: application/json\r\n"
                  f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
     received = await reader.read(-1)
     writer.close()
@@ -59,7 +60,8 @@ def main() -> None:
     args, options = parser.parse_known_args()
     server = None
     if args.pid is None:
-        command = [sys.executable, "-m", "jaxserve", "serve", "--port", "0", "--max-num-seqs", str(args.streams), *options]
+        command = [sys.executable, "-m", "jaxserve", "serve", "--port", "0", "--max-num-seqs", str(args.streams),
+                   *options]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         address = next(found for line in server.stdout if (found := re.search(r"http://([\d.]+):(\d+)", line)))
@@ -75,8 +77,9 @@ def main() -> None:
                 cpu, started = cpu_seconds(pid), time.perf_counter()
                 tokens, events = asyncio.run(crowd(host, port, path, body, args.streams))
                 cpu, elapsed = cpu_seconds(pid) - cpu, time.perf_counter() - started
-                print(f"{name}: {args.streams} streams, {tokens} tokens in {events} events, {tokens / elapsed:.0f} tokens/s; "
-                      f"API process {cpu / tokens * 1e6:.1f} us per token, {cpu / elapsed * 100:.0f} % of a core", flush=True)
+                print(f"{name}: {args.streams} streams, {tokens} tokens in {events} events, {tokens / elapsed:.0f} "
+                      f"tokens/s; API process {cpu / tokens * 1e6:.1f} us per token, {cpu / elapsed:.0%} of a core",
+                      flush=True)
     finally:
         if server is not None:
             server.terminate()

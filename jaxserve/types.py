@@ -259,7 +259,8 @@ class Abort(Frozen, tag="abort"):
 
 class SeqResult(Frozen, array_like=True, gc=False):
     """What a step gave a sampling row: `tokens` really appended (0 when the row ran past its end), whether the sequence
-    ends with them, and the chain hashes of pages that became full of known tokens."""
+    ends with them, and the chain hashes of pages that became full of known tokens. They go on where the hashes before
+    them ended: the j-th hash ever given for a sequence, from `Arrive.hashes` on, names its page j."""
 
     seq: SeqId
     tokens: int

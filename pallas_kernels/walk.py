@@ -19,6 +19,7 @@ def walk(
     layer: int | jax.Array,
     tables: jax.Array,
     *,
+    counts: jax.Array,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -27,7 +28,8 @@ def walk(
 ) -> Attended:
     """Causal attention of `q` [rows, q_tokens, heads, head_dim] over the pages of `tables` int32 [rows, max_pages].
 
-    Query i of a row stands at `positions[row] + i`; a row with position -1 sees nothing. All rows walk together, as
+    Query i of a row stands at `positions[row] + i`; a row with position -1 and queries from `counts[row]` on see
+    nothing. All rows walk together, as
     many steps as the longest one needs, whatever the width of the tables. Every result bit of a row depends on that
     row alone: a step in which it sees nothing multiplies by exp(0) and adds 0.
     """
@@ -41,7 +43,8 @@ def walk(
     grouped = jnp.broadcast_to(grouped, (rows, n, kv_heads, m_rows, head_dim)).reshape(-1, kv_heads, m_rows, head_dim)
 
     live = positions >= 0
-    q_pos = jnp.where(live[:, None], positions[:, None] + jnp.arange(q_tokens), -1)
+    token = jnp.arange(q_tokens)
+    q_pos = jnp.where(live[:, None] & (token < counts[:, None]), positions[:, None] + token, -1)
     end = jnp.max(q_pos, axis=1) // page_tokens + 1
     begin = jnp.zeros_like(end)
     if window is not None:

@@ -82,7 +82,9 @@ def main() -> None:
     parser.add_argument(
         "--export", type=Path, help="after that, measure the newest checkpoint and write it to this folder"
     )
-    parser.add_argument("--documents", type=int, default=24, help="documents a cell of the measurement")
+    parser.add_argument(
+        "--documents", type=int, default=8, help="documents of a cell of the measurement (some take more)"
+    )
     parser.add_argument(
         "--lineage",
         default="Trained from nothing through the stages of the curriculum.",

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.types import PAGE_TOKENS
 
+INVARIANT_MIN_ROWS = 16
+"""XLA's row reductions on CPUs (softmax, log-sum-exp) change their last bits below this number of rows."""
+
 
 @dataclass(frozen=True)
 class EngineShape:
     """`slots` sequences of up to `max_len` tokens; a step has up to `decode[-1]` rows of `q` tokens and `tiles[-1]`
-    prefill tiles of `PAGE_TOKENS` tokens. `decode` and `tiles` are the bucket sizes, rising."""
+    prefill tiles of `PAGE_TOKENS` tokens. `decode` and `tiles` are the bucket sizes, rising. No bucket but the largest
+    has fewer than `min_rows` rows."""
 
     slots: int
     max_len: int
     q: int
     decode: tuple[int, ...]
     tiles: tuple[int, ...]
+    min_rows: int = 1
 
     @property
     def max_pages(self) -> int:
@@ -44,7 +49,8 @@ class EngineShape:
     @property
     def head_rows(self) -> tuple[int, ...]:
         """Row buckets of `head`: the decode widths, and one that holds every row a step can sample."""
-        return tuple(sorted({*self.decode, self.decode[-1] + self.tiles[-1]}))
+        largest = self.decode[-1] + self.tiles[-1]
+        return tuple(sorted({*(d for d in self.decode if d >= self.min_rows), largest}))
 
     def forward_buckets(self) -> tuple[tuple[int, int], ...]:
         """Every declared (decode rows, tiles), in the order in which it is best to have them."""
@@ -69,7 +75,9 @@ class EngineShape:
         q = 1 + config.speculative.num_speculative_tokens if config.speculative.speculative_method else 1
         decode = _buckets("decode-buckets", config.runtime.decode_buckets, slots, ratio=4)
         tiles = _buckets("tile-buckets", config.runtime.tile_buckets, tiles_max, ratio=2)
-        return cls(slots=slots, max_len=max_len, q=q, decode=decode, tiles=tiles)
+        min_rows = INVARIANT_MIN_ROWS if config.runtime.batch_invariant else 1
+        decode = tuple(d for d in decode if d >= min_rows or d == decode[-1])
+        return cls(slots=slots, max_len=max_len, q=q, decode=decode, tiles=tiles, min_rows=min_rows)
 
 
 def _buckets(name: str, given: tuple[int, ...], largest: int, ratio: int) -> tuple[int, ...]:

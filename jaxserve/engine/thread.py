@@ -58,7 +58,10 @@ class ThreadClient:
             return
         self._closing = True
         self._inbox.put(Control(verb="shutdown"))
-        await asyncio.to_thread(self._thread.join, drain + 30.0)
+        # No executor: this also runs while the interpreter exits, when executors accept no more work.
+        end = self._loop.time() + drain + 30.0
+        while self._thread.is_alive() and self._loop.time() < end:
+            await asyncio.sleep(0.01)
 
     def _put(self, message: Submit | Cancel | Control) -> None:
         if self._failure is not None:

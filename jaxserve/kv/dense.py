@@ -22,6 +22,9 @@ from pallas_kernels.paged_prefill import paged_prefill
 class DenseFormat(KVFormat):
     """A pool [pages, layers, 2, kv_heads, page_tokens, head_dim] of `dtype`, keys at 0 and values at 1."""
 
+    backend: str | None = None
+    """Of the attention ops, see `pallas_kernels.backends`; None takes the platform's."""
+
     dtype: ClassVar[jnp.dtype]
 
     def payload(self, group: KVGroup, pages: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -70,10 +73,12 @@ class DenseFormat(KVFormat):
             pool,
             layer,
             rows.tables[0],
+            counts=rows.counts,
             scale=spec.scale,
             window=spec.window,
             softcap=spec.softcap,
             layout=Dense(),
+            backend=self.backend,
         )
 
     def _finite(self, x: jax.Array) -> jax.Array:

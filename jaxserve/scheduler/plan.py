@@ -56,10 +56,11 @@ class Draft:
         if length >= seq.release_at:
             self.pages.release_behind(seq, length)
         start = seq.known + seq.pending_tokens - 1
-        # Entries for the furthest position the row can write; the device drops what lies beyond the table.
-        end = min((start + q - 1) // PAGE_TOKENS + 1, self._table_entries)
-        if end > seq.table_end and not self._grow(seq, end):
-            return False
+        # Every position that the row can write has an entry; the device drops what lies beyond the table.
+        if start + q > seq.table_end * PAGE_TOKENS:
+            end = min(pages_for(start + q), self._table_entries)
+            if end > seq.table_end and not self._grow(seq, end):
+                return False
         self.decode_rows.append(Work(seq.id, seq.slot, start, q, True))
         seq.pending_rows += 1
         seq.pending_tokens += q

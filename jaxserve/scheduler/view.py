@@ -105,6 +105,6 @@ class View:
     def num_waiting(self) -> int:
         return self._roster.num_waiting
 
-    def free(self, group: int) -> int:
-        """Pages that could be granted: free ones and cached ones nobody holds."""
-        return self._pages.available(group)
+    def free(self, group: int, cls: int = 0) -> int:
+        """Pages of a class that could be granted: free ones and cached ones nobody holds."""
+        return self._pages.pools[group][cls].available

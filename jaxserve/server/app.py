@@ -21,7 +21,8 @@ from jaxserve.server.auth import AuthMiddleware
 from jaxserve.server.limits import REQUEST_ID
 from jaxserve.server.serving import Serving
 
-ROUTERS: Sequence[APIRouter] = (completions.router, chat.router, models.router, tokenize.router, health.router, admin.router)
+ROUTERS: Sequence[APIRouter] = (completions.router, chat.router, models.router, tokenize.router, health.router,
+                                admin.router)
 
 BODIES: dict[str, type[protocol.Body]] = {
     "/v1/completions": protocol.CompletionBody, "/v1/chat/completions": protocol.ChatBody,

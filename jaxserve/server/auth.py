@@ -74,7 +74,7 @@ class AuthMiddleware:
 def require_admin(request: Request, admin: Keys) -> None:
     """Lets a request through to an admin route: with the admin key, or without one configured, from this machine only.
 
-    A request that a proxy forwarded or that a web page sent (`Origin`) does not count as local, wherever its last hop was.
+    What a proxy forwarded or a web page sent (`Origin`) does not count as local, wherever its last hop was.
 
     Raises:
         ApiError: 403.

@@ -11,9 +11,10 @@ from jaxserve.server.job import Job, finish_fields
 from jaxserve.server.limits import read_body
 from jaxserve.server.logprobs import chat_logprobs, prompt_logprobs
 from jaxserve.server.protocol import ChatBody, parse
-from jaxserve.server.responses import ChatChoice, ChatCompletion, ChatMessage, ChunkWriter, field, text
+from jaxserve.server.responses import ChatChoice, ChatCompletion, ChatLogprobs, ChatMessage, ChunkWriter, field, text
 from jaxserve.server.serving import Serving, serving_of
 from jaxserve.text.processor import ChoiceDelta, RequestDelta, RequestState
+from jaxserve.types import TokenLogprobs
 
 router = APIRouter()
 
@@ -38,9 +39,7 @@ async def start(serving: Serving, body: ChatBody) -> ChatJob:
         raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     given = body.given(max_tokens=body.budget(), logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
-    rendered = serving.llm.chat_prompt(body.messages, **body.rendering())
-    # The template has written the special tokens.
-    prompts = await serving.encode([rendered], body, special=False)
+    prompts = await serving.encode([await serving.render(body)], body, special=False)
     return await ChatJob.start(serving, body, model, prompts, [serving.llm.sampling_params(**given)])
 
 
@@ -62,9 +61,9 @@ class ChatJob(Job):
         body = self.body
         found = []
         for output in state.output().outputs:
-            logprobs = chat_logprobs(self.names, output.logprobs or [], body.top_logprobs or 0) if body.logprobs else None
-            found.append(ChatChoice(output.index, ChatMessage(output.text), logprobs, output.finish_reason,
-                                    output.stop_reason, output.token_ids if body.return_token_ids else None))
+            tokens = output.token_ids if body.return_token_ids else None
+            found.append(ChatChoice(output.index, ChatMessage(output.text), self._logprobs(output.logprobs),
+                                    output.finish_reason, output.stop_reason, tokens))
         return found
 
     def chunk(self, writer: ChunkWriter, prompt: int, delta: RequestDelta) -> bytes:
@@ -103,6 +102,8 @@ class ChatJob(Job):
                 return b',"delta":{"content":%b},"logprobs":null,"finish_reason":null}' % text(choice.text)
             return b',"delta":{"content":%b},"logprobs":null%b}' % (text(choice.text), finish_fields(choice))
         extra = field(b"token_ids", choice.token_ids) if body.return_token_ids else b""
-        logprobs = chat_logprobs(self.names, choice.logprobs or [], body.top_logprobs or 0) if body.logprobs else None
-        return b',"delta":{"content":%b}%b%b%b}' % (text(choice.text), field(b"logprobs", logprobs), finish_fields(choice),
-                                                    extra)
+        logprobs = field(b"logprobs", self._logprobs(choice.logprobs))
+        return b',"delta":{"content":%b}%b%b%b}' % (text(choice.text), logprobs, finish_fields(choice), extra)
+
+    def _logprobs(self, entries: list[TokenLogprobs] | None) -> ChatLogprobs | None:
+        return chat_logprobs(self.names, entries or [], self.body.top_logprobs or 0) if self.body.logprobs else None

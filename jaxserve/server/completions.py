@@ -39,7 +39,8 @@ async def start(serving: Serving, body: CompletionBody) -> CompletionJob:
     model = serving.model_name(body.model)
     body.check_stream()
     prompts = await serving.encode(body.prompt, body, special=True)
-    return await CompletionJob.start(serving, body, model, prompts, [_params(serving, body, prompt) for prompt in prompts])
+    params = [_params(serving, body, prompt) for prompt in prompts]
+    return await CompletionJob.start(serving, body, model, prompts, params)
 
 
 def _params(serving: Serving, body: CompletionBody, prompt: Encoded) -> SamplingParams:
@@ -88,9 +89,11 @@ class CompletionJob(Job):
             tokens, entries, written = output.token_ids, output.logprobs, output.text
             if not self._shows_generated:
                 tokens, entries, written = [], None if entries is None else [], ""
-            logprobs = None if body.logprobs is None else self._logprobs(state, tokens, entries or [], 0, body.echo or False)
-            choice = CompletionChoice(prompt * self.choices + output.index, echoed + written, logprobs, output.finish_reason,
-                                      output.stop_reason)
+            logprobs = None
+            if body.logprobs is not None:
+                logprobs = self._logprobs(state, tokens, entries or [], 0, bool(body.echo))
+            choice = CompletionChoice(prompt * self.choices + output.index, echoed + written, logprobs,
+                                      output.finish_reason, output.stop_reason)
             if not self._shows_generated:
                 choice.finish_reason, choice.stop_reason = "length", None
             if body.prompt_logprobs is not None:

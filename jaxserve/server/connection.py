@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -26,27 +25,37 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self.in_headers = True
-        self.header_bytes = 0
-        self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self.timeout_keep_alive_handler)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._deadline.cancel()
+        self._headers_are_here()
         super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        self._in_headers = True
+        self._received = 0
+        self._parsed = 0
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_TIMEOUT_S, self.timeout_keep_alive_handler)
+
+    def _headers_are_here(self) -> None:
+        self._in_headers = False
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def data_received(self, data: bytes) -> None:
         # The parser hands out a header when it is whole, so an endless one must be noticed here.
-        if self.in_headers:
-            self.header_bytes += len(data)
+        if self._in_headers:
+            self._received += len(data)
         super().data_received(data)
-        if self.in_headers and self.header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+        if self._in_headers and self._received > MAX_HEADER_BYTES and not self.transport.is_closing():
             self._refuse(431, "The headers of this request are too large.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.in_headers = True
-        self.header_bytes = 0
-        self._header_size = 0
+        self._expect_headers()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -59,18 +68,17 @@ class HttpProtocol(HttpToolsProtocol):
             raise _TooLarge
 
     def _count(self, size: int) -> None:
-        self._header_size += size
-        if self._header_size > MAX_HEADER_BYTES:
+        self._parsed += size
+        if self._parsed > MAX_HEADER_BYTES:
             raise _TooLarge
 
     def on_headers_complete(self) -> None:
-        self.in_headers = False
-        self._deadline.cancel()
+        self._headers_are_here()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         """The parser failed: what uvicorn would say in plain text, as an error object."""
-        if self.in_headers and (len(self.headers or ()) > MAX_HEADERS or self._header_size > MAX_HEADER_BYTES):
+        if self._in_headers and (len(self.headers or ()) > MAX_HEADERS or self._parsed > MAX_HEADER_BYTES):
             self._refuse(431, "The headers of this request are too large.")
         else:
             self._refuse(400, "This is not a valid HTTP request.")

@@ -67,7 +67,7 @@ _PATHS = re.compile(r"(?:/[^\s/:'\",]+){2,}/?|0x[0-9a-fA-F]{6,}")
 
 def scrubbed(message: str) -> str:
     """An engine's words without the paths and addresses that they may hold."""
-    return _PATHS.sub("...", message).rstrip(".")
+    return _PATHS.sub("(hidden)", message.rstrip("."))
 
 
 def as_api_error(error: BaseException) -> ApiError:

@@ -39,7 +39,8 @@ async def health(request: Request) -> dict[str, Any]:
     return {"status": "ok"}
 
 
-@router.api_route("/ping", methods=["GET", "POST"])
+@router.get("/ping")
+@router.post("/ping", include_in_schema=False)
 async def ping(request: Request) -> dict[str, Any]:
     return await health(request)
 

@@ -6,6 +6,7 @@ Subclasses say what an answer looks like (completions.py, chat.py).
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -169,5 +170,4 @@ def _raise_error(state: RequestState) -> None:
 
 def _header(names: Sequence[str]) -> str:
     """Names as a header may carry them."""
-    clean = ["".join(c if c.isascii() and (c.isalnum() or c in "_-.") else "?" for c in name[:64]) for name in names[:32]]
-    return ", ".join(clean)
+    return ", ".join(re.sub(r"[^A-Za-z0-9_.-]", "?", name[:64]) for name in names[:32])

@@ -87,10 +87,10 @@ class Metrics:
 
     def render(self, engine: Stats | None) -> bytes:
         """The text exposition format. `engine` None: the engine is gone, only this process's numbers are left."""
-        families = [histogram.family(name, self._labels) for name, histogram in self._histograms().items()]
-        families += [self._counter("request_success", "Choices that ended, by reason.", "finished_reason", self.finished),
-                     self._counter("admission_rejections", "Requests refused because the server was full or closing.",
-                                   "reason", self.rejected)]
+        families: list[Metric] = [one.family(name, self._labels) for name, one in self._histograms().items()]
+        families.append(self._counter("request_success", "Choices that ended.", "finished_reason", self.finished))
+        families.append(self._counter("admission_rejections", "Requests refused by a full or closing server.", "reason",
+                                      self.rejected))
         if engine is not None:
             families += engine_families(engine, self._labels)
         return generate_latest(_Prefixed(families, self._prefixes))

@@ -1,8 +1,8 @@
 """Request bodies: what may be said, in which types. Knows OpenAI's and vLLM's fields; knows no model, no limits of one.
 
-Types are strict (no "0.5" for a number, no true for 1) and numbers finite. A field that OpenAI or vLLM define and that is
-not supported is refused unless it has its default value; a field that nobody defines is kept aside and named in a response
-header. Ranges that depend on the model are checked where parameters are resolved (text/params.py).
+Types are strict (no "0.5" for a number, no true for 1) and numbers finite. A field that OpenAI or vLLM define and that
+is not supported is refused unless it has its default value; a field that nobody defines is kept aside and named in a
+response header. Ranges that depend on the model are checked where parameters are resolved (text/params.py).
 """
 
 from __future__ import annotations
@@ -48,21 +48,6 @@ def _prompts(value: Any) -> list[Prompt]:
     if kinds == {list} and all(set(map(type, ids)) == {int} for ids in value):
         return value
     raise ValueError(f"must be {wanted}; lists must not be empty and must not mix types")
-
-
-def _logit_bias(value: Any) -> dict[int, float] | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise ValueError("must be an object that maps token ids to biases")
-    result = {}
-    for key, bias in value.items():
-        if not (key.isascii() and key.isdigit() and len(key) < 19):
-            raise ValueError(f"has the key {key[:40]!r}; keys must be token ids")
-        if type(bias) not in (int, float) or not -100 <= bias <= 100:
-            raise ValueError(f"gives token {key} the bias {bias!r:.40}; biases go from -100 to 100")
-        result[int(key)] = float(bias)
-    return result
 
 
 class Body(BaseModel):
@@ -116,7 +101,8 @@ def _explain(error: ValidationError) -> ApiError:
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
     path = [str(part) for part in first["loc"]]
     if kind == "json_invalid":
-        return ApiError(400, f"The body is not valid JSON: {message.removeprefix('Invalid JSON: ')}.", code="invalid_json")
+        message = message.removeprefix("Invalid JSON: ")
+        return ApiError(400, f"The body is not valid JSON: {message}.", code="invalid_json")
     if not path:
         return invalid(f"The body must be a JSON object: {message}.")
     # Branches of unions are part of pydantic's path; a client knows the field only.
@@ -128,7 +114,8 @@ def _explain(error: ValidationError) -> ApiError:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value) if isinstance(value, int | float | str | bool | type(None)) else f"of type {type(value).__name__}"
+    plain = isinstance(value, int | float | str | bool | type(None))
+    text = repr(value) if plain else f"of type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -163,9 +150,7 @@ class Generation(Body):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: Annotated[dict[int, float] | None, PlainValidator(_logit_bias), WithJsonSchema(
-        {"anyOf": [{"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
-                   {"type": "null"}]})] = None
+    logit_bias: dict[str, float] | None = None
     allowed_token_ids: Ints | None = None
     bad_words: Strings | None = None
     seed: Int | None = None
@@ -207,9 +192,9 @@ class Generation(Body):
         return {**{name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}, **own}
 
 
-_SAMPLING = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-             "logit_bias", "allowed_token_ids", "bad_words", "seed", "min_tokens", "ignore_eos", "stop", "stop_token_ids",
-             "include_stop_str_in_output", "skip_special_tokens")
+_SAMPLING = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+             "frequency_penalty", "logit_bias", "allowed_token_ids", "bad_words", "seed", "min_tokens", "ignore_eos",
+             "stop", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens")
 
 
 class CompletionBody(Generation):
@@ -255,8 +240,8 @@ class ChatBody(Generation):
         "tools": ([],), "tool_choice": ("none",), "parallel_tool_calls": (True,), "functions": ([],),
         "function_call": ("none",), "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (),
         "reasoning_effort": (), "verbosity": ("medium",), "store": (False,), "service_tier": ("auto", "default"),
-        "include_reasoning": (True,), "chat_template": (), "documents": (), "echo": (False,), "mm_processor_kwargs": ({},),
-        "media_io_kwargs": ({},), "moderation": (),
+        "include_reasoning": (True,), "chat_template": (), "documents": (), "echo": (False,),
+        "mm_processor_kwargs": ({},), "media_io_kwargs": ({},), "moderation": (),
     }
 
     def rendering(self) -> dict[str, Any]:

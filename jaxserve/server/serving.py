@@ -11,16 +11,16 @@ from typing import Any, cast
 
 from starlette.requests import Request
 
-from jaxserve.api.async_llm import LONG_TEXT, AsyncLLM, QueueFull, Stream
+from jaxserve.api.async_llm import LONG_TEXT, AsyncLLM, Stream
 from jaxserve.config import ServeConfig
 from jaxserve.server.auth import Keys
 from jaxserve.server.errors import ApiError, invalid, overloaded
 from jaxserve.server.metrics import Metrics
-from jaxserve.server.protocol import Generation, Prompt
+from jaxserve.server.protocol import ChatBody, Generation, Prompt, TokenizeBody
 from jaxserve.types import SamplingParams
 
 RETRY_AFTER_S = 2
-"""What a refused client is told to wait. Queues are long compared with it, so it spreads retries rather than promises."""
+"""What a refused client is told to wait. A queue takes longer to empty; this spreads retries, it promises nothing."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,21 @@ class Serving:
         if asked is None:
             return self.names[0]
         if asked not in self.names:
-            raise ApiError(404, f"The model {asked[:200]!r} is not served here; the models are {', '.join(self.names)}.",
-                           param="model", code="model_not_found")
+            known = ", ".join(self.names)
+            raise ApiError(404, f"The model {asked[:200]!r} is not served here; the models are {known}.", param="model",
+                           code="model_not_found")
         return asked
+
+    async def render(self, body: ChatBody | TokenizeBody) -> str:
+        """The prompt of a conversation, as the model's template writes it, special tokens and all.
+
+        Raises:
+            ParamError: what the template cannot render.
+        """
+        messages = body.messages or []
+        if sum(len(str(message.get("content"))) for message in messages) + 100 * len(messages) < LONG_TEXT:
+            return self.llm.chat_prompt(messages, **body.rendering())
+        return await asyncio.to_thread(self.llm.chat_prompt, messages, **body.rendering())
 
     async def encode(self, prompts: Sequence[Prompt], body: Generation, *, special: bool) -> list[Encoded]:
         """Tokens of `prompts`, in their order. `special`: whether texts get the tokenizer's BOS unless the body says.
@@ -70,8 +82,11 @@ class Serving:
         if body.truncate_prompt_tokens is None:
             self._refuse_hopeless(texts)
         encoded = iter(await self._encode_texts(texts, add))
-        result = [Encoded(next(encoded), prompt) if isinstance(prompt, str) else Encoded(prompt, None) for prompt in prompts]
-        return [self._truncated(one, body) for one in result]
+        result = []
+        for prompt in prompts:
+            one = Encoded(next(encoded), prompt) if isinstance(prompt, str) else Encoded(prompt, None)
+            result.append(self._truncated(one, body))
+        return result
 
     async def _encode_texts(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         if len(texts) == 1:
@@ -112,24 +127,31 @@ class Serving:
         Raises:
             ParamError: the first thing that cannot be honoured. ApiError: 503, the queue is full or the server closes.
         """
-        if self.draining:
-            self.metrics.rejected["shutting_down"] += 1
-            raise overloaded("The server is shutting down.", RETRY_AFTER_S)
-        options: dict[str, Any] = {"priority": body.priority or 0, "salt": body.cache_salt or "", "request_id": request_id,
-                                   "stream": bool(body.stream)}
+        self._check_room(sum(one.n for one in params if 1 <= one.n <= self.llm.limits.max_choices))
+        options: dict[str, Any] = {"priority": body.priority or 0, "salt": body.cache_salt or "",
+                                   "request_id": request_id, "stream": bool(body.stream)}
         if len(prompts) > 1:  # a prompt that is refused must not find others running
             for prompt, one in zip(prompts, params, strict=True):
                 self.llm.prepare(prompt.tokens, prompt.text, one, **options)
-        streams: list[Stream] = []
-        try:
-            for prompt, one in zip(prompts, params, strict=True):
-                streams.append(await self.llm.submit(prompt.tokens, one, prompt_text=prompt.text, **options))
-        except QueueFull as full:
-            for stream in streams:
-                stream.close()
+        # Nothing else runs between these submissions, so there is room for all or none.
+        return [await self.llm.submit(prompt.tokens, one, prompt_text=prompt.text, **options)
+                for prompt, one in zip(prompts, params, strict=True)]
+
+    def _check_room(self, sequences: int) -> None:
+        """
+        Raises:
+            ApiError: 400 for more sequences than the server ever takes, 503 for more than it takes now.
+        """
+        most = self.llm.ready.max_num_seqs + self.llm.config.scheduler.max_queued_requests
+        if sequences > most:
+            raise invalid(f"This request asks for {sequences} choices in all; the server takes at most {most} at once.",
+                          "n")
+        if self.draining:
+            self.metrics.rejected["shutting_down"] += 1
+            raise overloaded("The server is shutting down.", RETRY_AFTER_S)
+        if self.llm.unfinished + sequences > most:
             self.metrics.rejected["queue_full"] += 1
-            raise overloaded(f"The server is full: {full}.", RETRY_AFTER_S) from None
-        return streams
+            raise overloaded(f"The server is full: {self.llm.unfinished} sequences run or wait.", RETRY_AFTER_S)
 
 
 def serving_of(request: Request) -> Serving:

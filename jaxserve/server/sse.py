@@ -34,9 +34,9 @@ def event(value: Any) -> bytes:
 class EventStream(Response):
     """Sends the chunks of `source` (whole events, as bytes) as they come.
 
-    A source that fails ends with an error event; `[DONE]` comes last in any case. A slow reader holds back the source, not
-    memory: `send` waits until the socket takes the chunk. When the client hangs up, the task that iterates over `source`
-    is cancelled. `close` is called at the end, whichever way it comes.
+    A source that fails ends with an error event; `[DONE]` comes last in any case. A slow reader holds back the source,
+    not memory: `send` waits until the socket takes the chunk. When the client hangs up, the task that iterates over
+    `source` is cancelled. `close` is called at the end, whichever way it comes.
     """
 
     def __init__(self, source: AsyncIterator[bytes], close: Callable[[], None], headers: dict[str, str] | None = None):

@@ -25,8 +25,7 @@ async def tokenize(request: Request) -> dict[str, Any]:
         raise invalid("/tokenize takes either prompt or messages.", "prompt")
     text, special = body.prompt, True
     if body.messages is not None:
-        # The template has written the special tokens.
-        text, special = llm.chat_prompt(body.messages, **body.rendering()), False
+        text, special = await serving.render(body), False
     if body.add_special_tokens is not None:
         special = body.add_special_tokens
     tokens = await llm.encode(text or "", special)

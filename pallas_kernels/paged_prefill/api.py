@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.backends import resolve
 from pallas_kernels.checks import check_paged
 from pallas_kernels.layouts import Dense, Layout
 from pallas_kernels.merge import Attended
 from pallas_kernels.paged_prefill import reference, triton
+
+_OPS = {"reference": reference.paged_prefill, "tiled": reference.TILED, "triton": triton.paged_prefill}
 
 
 def paged_prefill(
@@ -21,25 +24,39 @@ def paged_prefill(
     tables: jax.Array,
     *,
     scale: float,
+    counts: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
     layout: Layout = Dense(),  # noqa: B008  (a frozen value)
     backend: str | None = None,
 ) -> Attended:
-    """Causal attention of tiles over the pages of their tables, their own tokens included (write, then attend).
+    """Causal attention of prefill tiles over the pages of their tables, their own tokens included (write, then attend).
 
-    q: [rows, page_tokens, heads, head_dim], a row is a tile; query i stands at position `positions[row] + i`.
-    positions: int32 [rows]; -1 marks a padding row, which sees nothing.
+    q: [rows, page_tokens, heads, head_dim]; a row is a tile, whose queries lie within one page.
+    positions: int32 [rows], of each row's first query; -1 marks a padding row, which sees nothing.
+    counts: int32 [rows]; queries from counts[row] on see nothing. None: all q_tokens queries are real.
     pool: what `layout` reads; dense: [pages, layers, 2, kv_heads, page_tokens, head_dim]. `layer`: index into it.
     tables: int32 [rows, max_pages]; entry i holds positions [i * page_tokens, (i + 1) * page_tokens). An entry outside
         [0, pages) is absent: its keys are not seen.
     window: a query at p sees (p - window, p]; None sees all. softcap: scores become softcap * tanh(score / softcap).
-
     backend: see `pallas_kernels.backends`; None takes the platform's.
 
     Returns (o, m, l), float32 [rows, q_tokens, heads(, head_dim)], see `pallas_kernels.merge`. Raises ValueError for
     shapes that do not fit together.
     """
     check_paged("paged_prefill", q, positions, pool, tables, layout)
-    op = {"reference": reference.paged_prefill, "tiled": reference.paged_prefill, "triton": triton.paged_prefill}[resolve(backend)]
-    return op(q, positions, pool, layer, tables, scale=scale, window=window, softcap=softcap, layout=layout)
+    if counts is None:
+        counts = jnp.full_like(positions, q.shape[1])
+    op = _OPS[resolve(backend)]
+    return op(
+        q,
+        positions,
+        pool,
+        layer,
+        tables,
+        counts=counts,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        layout=layout,
+    )

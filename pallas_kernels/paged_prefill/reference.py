@@ -19,6 +19,7 @@ def paged_prefill(
     layer: int | jax.Array,
     tables: jax.Array,
     *,
+    counts: jax.Array,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -27,14 +28,15 @@ def paged_prefill(
     """See `api.paged_prefill`. One tile at a time: its products are large enough, and it walks its own pages only,
     which halves the work of the tiles of one chunk."""
 
-    def tile(args: tuple[jax.Array, jax.Array, jax.Array]) -> Attended:
-        q, position, table = args
+    def tile(args: tuple[jax.Array, ...]) -> Attended:
+        q, position, table, count = args
         part = walk(
             q[None],
             position[None],
             pool,
             layer,
             table[None],
+            counts=count[None],
             scale=scale,
             window=window,
             softcap=softcap,
@@ -43,4 +45,7 @@ def paged_prefill(
         )
         return jax.tree.map(lambda x: x[0], part)
 
-    return lax.map(tile, (q, positions, tables))
+    return lax.map(tile, (q, positions, tables, counts))
+
+
+TILED = paged_prefill

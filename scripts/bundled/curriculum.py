@@ -57,10 +57,11 @@ _QUESTIONS = dict(
 )
 _GROWING = dict(restate=0.12, kv=0.24, hop=0.18, needle=0.12, var=0.03, copy=0.03, talk=0.04, dialogue=0.09, text=0.15)
 _OPENING = dict(restate=0.15, kv=0.33, hop=0.14, needle=0.08, var=0.03, copy=0.04, talk=0.05, dialogue=0.08, text=0.10)
-_LONG = dict(restate=0.08, kv=0.27, hop=0.14, needle=0.13, var=0.03, copy=0.03, talk=0.05, dialogue=0.11, text=0.16)
+_LONG = dict(restate=0.06, kv=0.27, hop=0.13, needle=0.13, var=0.04, copy=0.04, talk=0.04, dialogue=0.10, text=0.19)
 
 _RANDOM = (Gate("rand", 0.85, whole=False),)
 _VALUES = (Gate("restate", 0.80, whole=False),)
+_SURE = (Gate("kv", 0.94), Gate("hop", 0.96))
 _BOTH = (Gate("kv", 0.88), Gate("hop", 0.88))
 
 FROM_NOTHING = (
@@ -77,8 +78,8 @@ FROM_NOTHING = (
 CONTINUED = (
     Stage("open-256", 256, 200, _OPENING, _BOTH, made_up_share=0.1, learning_rate=(1.2e-3, 1.2e-3)),
     Stage("open-512", 512, 160, _LONG, _BOTH, made_up_share=0.1, learning_rate=(1.2e-3, 1.2e-3)),
-    Stage("open-1024", 1024, 220, _LONG, _BOTH, least=150, made_up_share=0.1, learning_rate=(1.2e-3, 8e-4)),
-    Stage("open-2048", 2048, 260, _LONG, made_up_share=0.1, learning_rate=(8e-4, 4e-5)),
+    Stage("open-1024", 1024, 400, _LONG, _SURE, least=200, made_up_share=0.1, learning_rate=(1.2e-3, 8e-4)),
+    Stage("open-2048", 2048, 500, _LONG, made_up_share=0.1, learning_rate=(8e-4, 4e-5)),
 )
 """For weights that already look up words of closed lists: opens the word lists, then the length."""
 

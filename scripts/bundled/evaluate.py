@@ -7,6 +7,7 @@ an answer counts exactly where greedy decoding would write it.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from scripts.bundled.tasks import World
 from scripts.bundled.words import Words
 
 TOKENS_AT_ONCE = 2048
+Predict = Callable[[Params, jax.Array], jax.Array]
+"""(params, tokens [rows, T]) -> the most likely next token of each position [rows, T]"""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,12 @@ class Recall:
 
 
 @cache
-def make_predict(model: Model) -> Callable[[Params, jax.Array], jax.Array]:
+def make_predict(model: Model) -> Predict:
     """predict(params, tokens [rows, T]) -> argmax of the next token [rows, T]."""
     return jax.jit(lambda params, tokens: next_token_logits(model, params, tokens).argmax(-1).reshape(tokens.shape))
 
 
-def recall(predict: Callable[[Params, jax.Array], jax.Array], params: Params, batches: Iterable[Batch]) -> Recall:
+def recall(predict: Predict, params: Params, batches: Iterable[Batch]) -> Recall:
     right = answers = right_tokens = answer_tokens = 0
     for batch in batches:
         ok = np.asarray(predict(params, jnp.asarray(batch["tokens"])))[:, :-1] == batch["tokens"][:, 1:]
@@ -102,41 +105,41 @@ def bits_per_byte(
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table: a task in one format, over some words and relations."""
+    """One row of the table: a task in one format, over some words and relations, on `times` as many documents."""
 
     name: str
     task: str
     format: str
     unseen: bool = False
     relation: str = ""
+    times: int = 1
+
+    def world(self, world: World, words: Words) -> World:
+        """Held-out text comes with `world`, words and relations from the cell."""
+        lexicon = Lexicon(words.unseen, 1.0) if self.unseen else Lexicon(words.seen, 0.6)
+        relations = {"code": (CODE,), "city": (CITY,), "": world.relations}[self.relation]
+        return replace(world, lexicon=lexicon, relations=relations, formats=(self.format,))
 
 
 CELLS = tuple(
-    Cell(name, task, style, unseen, relation)
-    for name, task, unseen, relation in (
-        ("key-value", "kv", False, ""),
-        ("key-value, 4-digit code", "kv", False, "code"),
-        ("key-value, city", "kv", False, "city"),
-        ("needle", "needle", False, ""),
-        ("two-hop, step-wise", "hop", False, ""),
-        ("key-value, unseen key words", "kv", True, ""),
-        ("two-hop, unseen words", "hop", True, ""),
-        ("latest value", "var", False, ""),
-        ("copy a list", "copy", False, ""),
+    Cell(name, task, style, unseen, relation, times)
+    for name, task, unseen, relation, times in (
+        ("key-value", "kv", False, "", 2),
+        ("key-value, 4-digit code", "kv", False, "code", 1),
+        ("key-value, city", "kv", False, "city", 1),
+        ("needle", "needle", False, "", 5),
+        ("two-hop, step-wise", "hop", False, "", 2),
+        ("key-value, unseen key words", "kv", True, "", 2),
+        ("two-hop, unseen words", "hop", True, "", 1),
+        ("latest value", "var", False, "", 1),
+        ("copy a list", "copy", False, "", 2),
     )
     for style in ("qa", "chat")
 )
 
 
-def cell_world(world: World, words: Words, cell: Cell) -> World:
-    """The world of a cell: held-out text comes with `world`, words and relations from the cell."""
-    lexicon = Lexicon(words.unseen, 1.0) if cell.unseen else Lexicon(words.seen, 0.6)
-    relations = {"code": (CODE,), "city": (CITY,), "": world.relations}[cell.relation]
-    return replace(world, lexicon=lexicon, relations=relations, formats=(cell.format,))
-
-
 def table(
-    predict: Callable[[Params, jax.Array], jax.Array],
+    predict: Predict,
     params: Params,
     tokenizer: Tokenizer,
     world: World,
@@ -148,30 +151,13 @@ def table(
 ) -> list[dict[str, object]]:
     """One record a cell and length: name, format, tokens, share, standard error, answers asked."""
     records: list[dict[str, object]] = []
-    for cell in cells:
-        for length in lengths:
-            found = recall(
-                predict,
-                params,
-                task_batches(
-                    tokenizer,
-                    cell_world(world, words, cell),
-                    cell.task,
-                    length,
-                    documents,
-                    f"{seed}/{cell.name}/{cell.format}/{length}",
-                ),
-            )
-            records.append(
-                {
-                    "task": cell.name,
-                    "format": cell.format,
-                    "tokens": length,
-                    "share": round(found.share, 4),
-                    "standard_error": round(found.noise, 4),
-                    "answers": found.answers,
-                }
-            )
+    for cell, length in product(cells, lengths):
+        fresh = f"{seed}/{cell.name}/{cell.format}/{length}"
+        rows = task_batches(tokenizer, cell.world(world, words), cell.task, length, documents * cell.times, fresh)
+        found = recall(predict, params, rows)
+        where = {"task": cell.name, "format": cell.format, "tokens": length}
+        counts = {"share": round(found.share, 4), "standard_error": round(found.noise, 4), "answers": found.answers}
+        records.append(where | counts)
     return records
 
 

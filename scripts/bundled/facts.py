@@ -35,8 +35,8 @@ class Lexicon:
         return self.open(rng) if rng.random() < self.open_share else rng.choice(closed)
 
     def name(self, rng: Random) -> str:
-        """A person: names of the closed list, or an open word with a capital letter (half as often as elsewhere)."""
-        return self.open(rng).capitalize() if rng.random() < self.open_share / 2 else rng.choice(lists.NAMES)
+        """A person: an open word with a capital letter (rarer than elsewhere), or a name of the closed list."""
+        return self.open(rng).capitalize() if rng.random() < self.open_share**2 else rng.choice(lists.NAMES)
 
 
 Slot = Callable[[Random, Lexicon], str]

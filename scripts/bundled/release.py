@@ -141,6 +141,7 @@ def card(
         trained=max(LENGTHS),
         seed=measured["seed"],
         documents=measured["documents_a_cell"],
+        most=measured["documents_a_cell"] * max(cell.times for cell in CELLS),
         recall=markdown(measured["recall"]),
         gates="\n".join(gates),
         bits=measured["stories_bits_per_byte"],

@@ -71,7 +71,8 @@ def test_bodies_that_are_too_large(http: httpx.Client):
     assert_refused(http.post(COMPLETIONS, content=trickle(), headers={"Content-Type": "application/json"}), (413,))
 
 
-@pytest.mark.parametrize("lines", [[f"X-{i}: 1" for i in range(300)], ["X-Large: " + "a" * (5 << 20)], ["no colon here"]])
+@pytest.mark.parametrize("lines", [[f"X-{i}: 1" for i in range(300)], ["X-Large: " + "a" * (5 << 20)], ["no colon"]],
+                         ids=["many", "large", "malformed"])
 def test_headers_beyond_measure(server: Server, lines: list[str]):
     head = "\r\n".join(["GET /health HTTP/1.1", "Host: x", *lines, "", ""]).encode()
     with socket.create_connection(server.address, timeout=10) as connection:
@@ -105,25 +106,25 @@ def test_prompts(http: httpx.Client, server: Server):
 def test_messages(http: httpx.Client):
     def user(content: object) -> list:
         return [{"role": "user", "content": content}]
-    wrong = [None, "text", [123], [{}], [{"role": 123, "content": "a"}], [{"role": "poet", "content": "a"}], [], user(None),
-             user(123), user([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]),
+    wrong = [None, "text", [123], [{}], [{"role": 123, "content": "a"}], [{"role": "poet", "content": "a"}], [],
+             user(None), user(123), user([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]),
              user([{"type": "input_audio"}]), user([{"type": "text"}]), user("a") * 10_000]
     refuse_each(http, CHAT, {"max_tokens": 1}, [{"messages": messages} for messages in wrong])
 
 
 def test_two_assistants_in_a_row_are_the_templates_business(http: httpx.Client):
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}]
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "assistant")]
     assert http.post(CHAT, json={"messages": turns, "max_tokens": 1}).status_code in (200, 400)
 
 
 def test_lengths(http: httpx.Client):
     longest = http.get("/v1/models").json()["data"][0]["max_model_len"]
     base = {"prompt": "a"}
-    refuse_each(http, COMPLETIONS, base, [{"max_tokens": value} for value in (0, -1, longest + 1, 2**63 - 1, 2**63, 1.5, "5")])
-    refuse_each(http, COMPLETIONS, {"max_tokens": 1}, [{"prompt": [5] * count} for count in (longest, longest + 1)])
-    refuse_each(http, COMPLETIONS, {"max_tokens": 1}, [{"prompt": [5] * (longest * 100)}, {"prompt": "word " * (longest * 100)}])
-    refuse_each(http, COMPLETIONS, base, [{"min_tokens": 9, "max_tokens": 3}, {"min_tokens": -1}, {"max_tokens": longest}])
-    refuse_each(http, COMPLETIONS, base, [{"truncate_prompt_tokens": value} for value in (0, -2, longest + 1, "1")])
+    wrong: list[dict] = [{"max_tokens": value} for value in (0, -1, longest, longest + 1, 2**63 - 1, 2**63, 1.5, "5")]
+    wrong += [{"prompt": [5] * count, "max_tokens": 1} for count in (longest, longest + 1, longest * 100)]
+    wrong += [{"prompt": "word " * (longest * 100)}, {"min_tokens": 9, "max_tokens": 3}, {"min_tokens": -1}]
+    wrong += [{"truncate_prompt_tokens": value} for value in (0, -2, longest + 1, "1")]
+    refuse_each(http, COMPLETIONS, base, wrong)
     fits = http.post(COMPLETIONS, json={"prompt": [5] * (longest - 1), "max_tokens": 1})
     assert fits.status_code == 200, fits.text
 
@@ -132,13 +133,15 @@ NOT_NUMBERS = [float("nan"), float("inf"), float("-inf"), "0.5", True, [], {}]
 
 
 @pytest.mark.parametrize("name,values", [
-    ("temperature", [1e308, -1]), ("top_p", [0, -1, 1.5, 1e308]), ("min_p", [-1, 1.5]), ("presence_penalty", [-3, 3, 1e308]),
-    ("frequency_penalty", [-3, 3]), ("repetition_penalty", [0, -1, 1e308]), ("top_k", [-2, 2**63, 1.5]),
+    ("temperature", [1e308, -1]), ("top_p", [0, -1, 1.5, 1e308]), ("min_p", [-1, 1.5]),
+    ("presence_penalty", [-3, 3, 1e308]), ("frequency_penalty", [-3, 3]), ("repetition_penalty", [0, -1, 1e308]),
+    ("top_k", [-2, 2**63, 1.5]),
     ("n", [0, -1, 10**9, 1.5]), ("seed", [2**63, 2**64, -(2**63) - 1, 1.5]), ("priority", [2**40, 1.5]),
     ("logprobs", [21, -2, 10**9]), ("prompt_logprobs", [21, -2]),
 ])
 def test_numbers_out_of_range(http: httpx.Client, name: str, values: list):
-    refuse_each(http, COMPLETIONS, {"prompt": "a", "max_tokens": 1}, [{name: value} for value in (*values, *NOT_NUMBERS)])
+    cases = [{name: value} for value in (*values, *NOT_NUMBERS)]
+    refuse_each(http, COMPLETIONS, {"prompt": "a", "max_tokens": 1}, cases)
 
 
 @pytest.mark.parametrize("extra", [{"temperature": 1e-30}, {"top_k": 10**6}, {"top_k": 0}, {"top_k": -1}, {"seed": -5},
@@ -150,21 +153,23 @@ def test_edges_that_are_in_range(http: httpx.Client, extra: dict):
 
 def test_log_probs_of_chats(http: httpx.Client):
     base = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
-    refuse_each(http, CHAT, base, [{"top_logprobs": 3}, {"logprobs": False, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 21},
-                                   {"logprobs": True, "top_logprobs": -1}, {"logprobs": 5}, {"logprobs": "true"}])
+    refuse_each(http, CHAT, base, [{"top_logprobs": 3}, {"logprobs": False, "top_logprobs": 3},
+                                   {"logprobs": True, "top_logprobs": 21}, {"logprobs": True, "top_logprobs": -1},
+                                   {"logprobs": 5}, {"logprobs": "true"}])
 
 
 def test_stops(http: httpx.Client):
-    wrong = [{"stop": [""]}, {"stop": ""}, {"stop": ["a"] * 100}, {"stop": "a" * (1 << 20)}, {"stop": [1]}, {"stop": {"a": 1}},
-             {"stop_token_ids": [10**6]}, {"stop_token_ids": [-1]}, {"stop_token_ids": ["a"]}, {"stop_token_ids": [5] * 100}]
+    wrong: list[dict] = [{"stop": stop} for stop in ([""], "", ["a"] * 100, "a" * (1 << 20), [1], {"a": 1})]
+    wrong += [{"stop_token_ids": ids} for ids in ([10**6], [-1], ["a"], [5] * 100)]
     refuse_each(http, COMPLETIONS, {"prompt": "a", "max_tokens": 1}, wrong)
 
 
 def test_biases_and_bans(http: httpx.Client):
-    wrong = [{"logit_bias": bias} for bias in ({"foo": 1}, {"-1": 1}, {"1000000": 1}, {"5": float("nan")}, {"5": 1e9}, {"5": "1"},
-                                               {"5": True}, [5], {str(2**70): 1}, {"٣": 1})]
+    biases = ({"foo": 1}, {"-1": 1}, {"1000000": 1}, {"5": float("nan")}, {"5": 1e9}, {"5": "1"}, {"5": True}, [5],
+              {str(2**70): 1}, {"٣": 1})
+    wrong: list[dict] = [{"logit_bias": bias} for bias in biases]
     wrong += [{"allowed_token_ids": ids} for ids in ([], [10**6], [-1], ["a"], [2**63])]
-    wrong += [{"bad_words": words} for words in ([""], ["a"] * 1000 + [f"w{i}" for i in range(1000)], [1], ["a b " * 500])]
+    wrong += [{"bad_words": words} for words in ([""], [f"w{i}" for i in range(1000)], [1], ["a b " * 500])]
     refuse_each(http, COMPLETIONS, {"prompt": "a", "max_tokens": 1}, wrong)
 
 
@@ -174,11 +179,13 @@ def test_stream_options(http: httpx.Client):
         assert assert_refused(answer)["param"] == "stream_options"
     fine = {"prompt": "a", "max_tokens": 1, "stream": True, "stream_options": {"include_usage": None}}
     assert http.post(COMPLETIONS, json=fine).status_code == 200
-    refuse_each(http, COMPLETIONS, {"prompt": "a", "stream": True}, [{"stream_options": {"include_usage": 1}}, {"stream_options": []}])
+    for wrong in ({"include_usage": 1}, [], {"include_everything": True}):
+        assert_refused(http.post(COMPLETIONS, json={"prompt": "a", "stream": True, "stream_options": wrong}))
 
 
 @pytest.mark.parametrize("extra", [
-    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}, {"response_format": "json"},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+    {"response_format": "json"},
     {"response_format": {"type": "sound"}}, {"guided_regex": "(a+)+b"}, {"structured_outputs": {"json": {}}},
     {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tool_choice": "required"},
     {"functions": [{"name": "f"}]}, {"modalities": ["audio"]}, {"audio": {"voice": "a"}}, {"store": True},

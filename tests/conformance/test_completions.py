@@ -40,7 +40,8 @@ def test_max_tokens_defaults_to_openais(http: httpx.Client):
 
 
 def test_choices_are_numbered_by_prompt_and_differ(http: httpx.Client):
-    body = {"prompt": [TEXT, "A list of words:"], "n": 3, "max_tokens": 12, "temperature": 1.0, "seed": 7, "ignore_eos": True}
+    body = {"prompt": [TEXT, "A list of words:"], "n": 3, "max_tokens": 12, "temperature": 1.0, "seed": 7,
+            "ignore_eos": True}
     answer = http.post("/v1/completions", json=body).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3, 4, 5]
     assert len({choice["text"] for choice in answer["choices"]}) > 3
@@ -48,8 +49,8 @@ def test_choices_are_numbered_by_prompt_and_differ(http: httpx.Client):
     assert http.post("/v1/completions", json=body).json()["choices"] == answer["choices"]
 
 
-@pytest.mark.parametrize("extra", [{}, {"n": 2, "seed": 3, "temperature": 0.8}, {"prompt": [TEXT, "Two"]}, {"logprobs": 2},
-                                   {"echo": True}, {"echo": True, "logprobs": 1}, {"stop": ["e"]},
+@pytest.mark.parametrize("extra", [{}, {"n": 2, "seed": 3, "temperature": 0.8}, {"prompt": [TEXT, "Two"]},
+                                   {"logprobs": 2}, {"echo": True}, {"echo": True, "logprobs": 1}, {"stop": ["e"]},
                                    {"return_token_ids": True}, {"echo": True, "logprobs": 1, "max_tokens": 0}])
 def test_streams_say_what_whole_answers_say(http: httpx.Client, client: openai.OpenAI, extra: dict):
     body = {"prompt": TEXT, "max_tokens": 20, "temperature": 0, **extra}
@@ -89,8 +90,8 @@ def test_loglikelihood_as_harnesses_ask_for_it(http: httpx.Client):
     """Batches of token ids with echo, log-probs and one token or none to generate."""
     prompts = [ids_of(http, text) for text in ("The capital of France is Paris", "two plus two is four")]
     for max_tokens in (1, 0):
-        body = {"model": "small", "prompt": prompts, "temperature": 0, "max_tokens": max_tokens, "logprobs": 1, "seed": 1234,
-                "echo": True}
+        body = {"model": "small", "prompt": prompts, "temperature": 0, "max_tokens": max_tokens, "logprobs": 1,
+                "seed": 1234, "echo": True}
         choices = http.post("/v1/completions", json=body).json()["choices"]
         for choice, prompt in zip(choices, prompts, strict=True):
             scores = choice["logprobs"]
@@ -104,7 +105,8 @@ def test_loglikelihood_as_harnesses_ask_for_it(http: httpx.Client):
 
 def test_scored_prompts_agree_with_generated_tokens(http: httpx.Client):
     """The log-probs of tokens do not depend on whether the model wrote them or read them."""
-    body = {"prompt": TEXT, "max_tokens": 10, "temperature": 0, "logprobs": 3, "return_token_ids": True, "ignore_eos": True}
+    body = {"prompt": TEXT, "max_tokens": 10, "temperature": 0, "logprobs": 3, "return_token_ids": True,
+            "ignore_eos": True}
     written = http.post("/v1/completions", json=body).json()["choices"][0]
     prompt = written["prompt_token_ids"] + written["token_ids"]
     read = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 3}).json()
@@ -155,13 +157,14 @@ def test_truncation_keeps_the_end(http: httpx.Client):
 
 
 def test_tokens_by_id_and_constraints(http: httpx.Client):
-    body = {"prompt": TEXT, "max_tokens": 4, "logprobs": 1, "return_tokens_as_token_ids": True, "return_token_ids": True,
-            "allowed_token_ids": [70, 71], "ignore_eos": True}
+    body = {"prompt": TEXT, "max_tokens": 4, "logprobs": 1, "return_tokens_as_token_ids": True,
+            "return_token_ids": True, "allowed_token_ids": [70, 71], "ignore_eos": True}
     choice = http.post("/v1/completions", json=body).json()["choices"][0]
     assert set(choice["token_ids"]) <= {70, 71}
     assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in choice["token_ids"]]
-    biased = http.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 3, "temperature": 0, "logit_bias": {"99": 100},
-                                                "return_token_ids": True, "ignore_eos": True}).json()["choices"][0]
+    body = {"prompt": TEXT, "max_tokens": 3, "temperature": 0, "logit_bias": {"99": 100}, "return_token_ids": True,
+            "ignore_eos": True}
+    biased = http.post("/v1/completions", json=body).json()["choices"][0]
     assert biased["token_ids"] == [99, 99, 99]
 
 
@@ -173,5 +176,6 @@ def test_unknown_fields_are_named_and_known_ones_refused(http: httpx.Client):
                         ("request_id", "mine"), ("response_format", {"type": "json_object"})):
         refused = http.post("/v1/completions", json={"prompt": TEXT, name: value})
         assert refused.status_code == 400 and refused.json()["error"]["param"] == name
-    neutral = {"best_of": 1, "suffix": None, "use_beam_search": False, "response_format": {"type": "text"}, "user": "me"}
+    neutral = {"best_of": 1, "suffix": None, "use_beam_search": False, "response_format": {"type": "text"},
+               "user": "me"}
     assert http.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 1, **neutral}).status_code == 200

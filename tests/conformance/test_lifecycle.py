@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import httpx
 import openai
+
 from .conftest import ROOT, Server, eventually
 
 LONG = {"prompt": "Count:", "max_tokens": 300, "ignore_eos": True, "stream": True}
@@ -74,7 +75,8 @@ def test_a_dead_engine_is_reported_and_ends_the_server(start_server: Callable[..
 def refusal(executables: str, *arguments: str) -> str:
     """The last line that a server writes which cannot start."""
     command = [sys.executable, "-m", "jaxserve", "serve", "--compile-cache", executables, *arguments]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     return done.stderr.strip().splitlines()[-1]
 

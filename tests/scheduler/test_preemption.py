@@ -64,13 +64,15 @@ def test_a_preempted_sequence_waits_for_its_step_in_flight():
 
 
 def test_nobody_is_admitted_on_pages_just_taken_from_a_resident():
-    driver = Driver(limits=limits_of(enable_prefix_caching=False), groups=groups_of((10, None)))
+    driver = Driver(limits=limits_of(max_num_seqs=5, enable_prefix_caching=False), groups=groups_of((13, None)))
     for seq in range(4):
         driver.arrive(seq, 60 - 9 * seq, max_new=300)  # they need pages in different steps
-    driver.arrive(9, 10, max_new=2)
+    while driver.scheduler.view.free(0) > 1:
+        driver.step()
+    driver.arrive(9, 70, max_new=2)
     while not driver.preempted:
         driver.step()
-    assert driver.scheduler.view.free(0) > 0
+    assert driver.scheduler.view.free(0) >= 2
     assert not driver.plans[-1].admits
     driver.run()
 

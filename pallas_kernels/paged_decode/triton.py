@@ -1,0 +1,122 @@
+"""Paged decode attention as a Pallas kernel (Triton lowering): one program per row, KV head and share of the pages."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.compat import triton_call
+from pallas_kernels.layouts import Layout
+from pallas_kernels.merge import Attended, merge
+from pallas_kernels.triton_walk import page_range, triton_walk
+
+MIN_DOT = 16
+"""Smallest dimension of a dot: the query vectors that share a KV head are padded to it."""
+
+PROGRAMS = 264
+"""Programs that fill a GPU: two for each of the 132 multiprocessors of an H100 or H200."""
+
+
+def default_splits(rows: int, kv_heads: int) -> int:
+    """Shares that a row's pages are cut into, so that small batches fill the GPU: a power of two, at most 16."""
+    splits = 1
+    while splits < 16 and rows * kv_heads * splits < PROGRAMS:
+        splits *= 2
+    return splits
+
+
+def paged_decode(
+    q: jax.Array,
+    positions: jax.Array,
+    pool: Any,
+    layer: int | jax.Array,
+    tables: jax.Array,
+    *,
+    counts: jax.Array,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    layout: Layout,
+    splits: int | None = None,
+    interpret: bool = False,
+) -> Attended:
+    """See `api.paged_decode`. The bits of a row depend on its own data and on `splits`."""
+    rows, q_tokens, heads, head_dim = q.shape
+    pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
+    group = heads // kv_heads
+    m_rows = max(MIN_DOT, pl.next_power_of_2(group * q_tokens))
+    splits = splits or default_splits(rows, kv_heads)
+    arrays = layout.arrays(pool)
+
+    grouped = q.reshape(rows, q_tokens, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(rows, kv_heads, group * q_tokens, head_dim).astype(layout.dot_dtype(pool))
+    grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, m_rows - group * q_tokens), (0, 0)))
+
+    def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):
+        array_refs, (o_ref, m_ref, l_ref) = refs[: len(arrays)], refs[len(arrays) :]
+        row, head, split = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+        position, count, layer = positions_ref[row], counts_ref[row], layer_ref[0]
+        first, end = page_range(position, count, window, page_tokens)
+        share = pl.cdiv(jnp.maximum(end - first, 0), splits)
+        begin = first + split * share
+        token = jnp.arange(m_rows) % q_tokens
+        part = triton_walk(
+            q_ref[...],
+            jnp.where((token < count) & (position >= 0), position + token, -1),
+            begin,
+            jnp.minimum(begin + share, end),
+            lambda index: table_ref[row, index],
+            functools.partial(layout.load_keys, array_refs, layer, head),
+            functools.partial(layout.load_values, array_refs, layer, head),
+            pages=pages,
+            page_tokens=page_tokens,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
+        o_ref[...] = part.o
+        m_ref[...] = part.m
+        l_ref[...] = part.l
+
+    outer = (rows, kv_heads, splits, m_rows)
+    per_program = pl.BlockSpec((None, None, None, m_rows), lambda r, h, s: (r, h, s, 0))
+    o, m, l = triton_call(  # noqa: E741
+        kernel,
+        jnp.asarray(layer, jnp.int32).reshape(1),
+        positions,
+        counts,
+        tables,
+        grouped,
+        *arrays,
+        name="paged_decode",
+        grid=(rows, kv_heads, splits),
+        in_specs=[None] * 4
+        + [pl.BlockSpec((None, None, m_rows, head_dim), lambda r, h, s: (r, h, 0, 0))]
+        + [None] * len(arrays),
+        out_specs=[
+            pl.BlockSpec((None, None, None, m_rows, head_dim), lambda r, h, s: (r, h, s, 0, 0)),
+            per_program,
+            per_program,
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((*outer, head_dim), jnp.float32),
+            jax.ShapeDtypeStruct(outer, jnp.float32),
+            jax.ShapeDtypeStruct(outer, jnp.float32),
+        ],
+        num_warps=4,
+        num_stages=3,
+        interpret=interpret,
+    )
+    part = merge([Attended(o[:, :, s], m[:, :, s], l[:, :, s]) for s in range(splits)])
+    return jax.tree.map(lambda x: _ungroup(x, group, q_tokens), part)
+
+
+def _ungroup(x: jax.Array, group: int, q_tokens: int) -> jax.Array:
+    """[rows, kv_heads, m_rows, ...] -> [rows, q_tokens, heads, ...]."""
+    rows, kv_heads = x.shape[:2]
+    x = x[:, :, : group * q_tokens].reshape(rows, kv_heads, group, q_tokens, *x.shape[3:])
+    return jnp.moveaxis(x, 3, 1).reshape(rows, q_tokens, kv_heads * group, *x.shape[4:])

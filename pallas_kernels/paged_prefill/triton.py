@@ -1,0 +1,85 @@
+"""Paged prefill attention as a Pallas kernel (Triton lowering): one program per tile and query head."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.compat import triton_call
+from pallas_kernels.layouts import Layout
+from pallas_kernels.merge import Attended
+from pallas_kernels.triton_walk import page_range, triton_walk
+
+
+def paged_prefill(
+    q: jax.Array,
+    positions: jax.Array,
+    pool: Any,
+    layer: int | jax.Array,
+    tables: jax.Array,
+    *,
+    counts: jax.Array,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    layout: Layout,
+    interpret: bool = False,
+) -> Attended:
+    """See `api.paged_prefill`."""
+    tiles, q_tokens, heads, head_dim = q.shape
+    pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
+    group = heads // kv_heads
+    arrays = layout.arrays(pool)
+
+    def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):
+        array_refs, (o_ref, m_ref, l_ref) = refs[: len(arrays)], refs[len(arrays) :]
+        tile, head = pl.program_id(0), pl.program_id(1)
+        position, count, layer = positions_ref[tile], counts_ref[tile], layer_ref[0]
+        first, end = page_range(position, count, window, page_tokens)
+        token = jnp.arange(q_tokens)
+        part = triton_walk(
+            q_ref[...],
+            jnp.where((token < count) & (position >= 0), position + token, -1),
+            first,
+            end,
+            lambda index: table_ref[tile, index],
+            functools.partial(layout.load_keys, array_refs, layer, head // group),
+            functools.partial(layout.load_values, array_refs, layer, head // group),
+            pages=pages,
+            page_tokens=page_tokens,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
+        o_ref[...] = part.o
+        m_ref[...] = part.m
+        l_ref[...] = part.l
+
+    per_query = pl.BlockSpec((None, None, q_tokens), lambda t, h: (t, h, 0))
+    per_vector = pl.BlockSpec((None, q_tokens, None, head_dim), lambda t, h: (t, 0, h, 0))
+    o, m, l = triton_call(  # noqa: E741
+        kernel,
+        jnp.asarray(layer, jnp.int32).reshape(1),
+        positions,
+        counts,
+        tables,
+        q.astype(layout.dot_dtype(pool)),
+        *arrays,
+        name="paged_prefill",
+        grid=(tiles, heads),
+        in_specs=[None] * 4 + [per_vector] + [None] * len(arrays),
+        out_specs=[per_vector, per_query, per_query],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, jnp.float32),
+            jax.ShapeDtypeStruct((tiles, heads, q_tokens), jnp.float32),
+            jax.ShapeDtypeStruct((tiles, heads, q_tokens), jnp.float32),
+        ],
+        num_warps=4,
+        num_stages=2,
+        interpret=interpret,
+    )
+    return Attended(o, m.swapaxes(1, 2), l.swapaxes(1, 2))

@@ -1,0 +1,171 @@
+"""Both paged attention ops, all their backends, one body: close to float64, and what must hold bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.layouts import Dense
+from pallas_kernels.merge import Attended, merge, normalize
+from pallas_kernels.paged_decode import paged_decode
+from pallas_kernels.paged_decode import reference as decode_reference
+from pallas_kernels.paged_decode import triton as decode_triton
+from pallas_kernels.paged_prefill import paged_prefill
+from pallas_kernels.paged_prefill import reference as prefill_reference
+from pallas_kernels.paged_prefill import triton as prefill_triton
+from tests.kernels.cases import PAGE, Case, Inputs, expected, inputs
+
+DECODE = {
+    "lengths": Case(positions=(0, 1, 62, 63, 64, 200, -1), counts=(1, 1, 1, 1, 1, 1, 0)),
+    "group of 3": Case(positions=(130, 64), counts=(1, 1), heads=9, kv_heads=3),
+    "group of 8, head_dim 128": Case(positions=(77, 128), counts=(1, 1), heads=8, kv_heads=1, head_dim=128),
+    "no group": Case(positions=(70,), counts=(1,), heads=2, kv_heads=2),
+    "drafts": Case(positions=(60, 64, 188, -1), counts=(4, 2, 1, 0), q_tokens=4),
+    "window": Case(positions=(0, 63, 64, 300), counts=(1, 1, 1, 1), window=65),
+    "window within a page": Case(positions=(10, 190), counts=(2, 2), q_tokens=2, window=5),
+    "softcap": Case(positions=(100,), counts=(1,), softcap=5.0),
+    "bfloat16": Case(positions=(100, 3), counts=(1, 1), dtype="bfloat16", head_dim=128),
+}
+PREFILL = {
+    "chunk": Case(positions=(0, 64, 128), counts=(64, 64, 40), q_tokens=PAGE),
+    "starts inside a page": Case(positions=(70, -1, 191), counts=(58, 0, 1), q_tokens=PAGE),
+    "group of 3": Case(positions=(64,), counts=(64,), q_tokens=PAGE, heads=3, kv_heads=1),
+    "window": Case(positions=(192,), counts=(64,), q_tokens=PAGE, window=70, head_dim=128),
+    "bfloat16, softcap": Case(positions=(64,), counts=(33,), q_tokens=PAGE, dtype="bfloat16", softcap=20.0),
+}
+BACKENDS: dict[str, dict[str, Callable[..., Attended]]] = {
+    "decode": {
+        "reference": decode_reference.paged_decode,
+        "tiled": decode_reference.tiled,
+        "triton": lambda *a, **kw: decode_triton.paged_decode(*a, splits=1, interpret=True, **kw),
+        "triton, split": lambda *a, **kw: decode_triton.paged_decode(*a, splits=2, interpret=True, **kw),
+    },
+    "prefill": {
+        "reference": prefill_reference.paged_prefill,
+        "triton": lambda *a, **kw: prefill_triton.paged_prefill(*a, interpret=True, **kw),
+    },
+}
+ALL = [
+    pytest.param(backend, case, id=f"{op}-{name}-{label}")
+    for op, cases in (("decode", DECODE), ("prefill", PREFILL))
+    for name, backend in BACKENDS[op].items()
+    for label, case in cases.items()
+]
+
+
+def run(op: Callable[..., Attended], case: Case, x: Inputs, layer: int = 1) -> Attended:
+    def call(x: Inputs) -> Attended:
+        return op(
+            x.q,
+            x.positions,
+            x.pool,
+            layer,
+            x.tables,
+            counts=x.counts,
+            scale=case.scale,
+            window=case.window,
+            softcap=case.softcap,
+            layout=Dense(),
+        )
+
+    with jax.debug_nans(False):
+        return jax.jit(lambda *arrays: call(Inputs(*arrays)))(x.q, x.positions, x.counts, x.pool, x.tables)
+
+
+def same_bits(a: Attended, b: Attended) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("op", "case"), ALL)
+def test_close_to_float64(op: Callable[..., Attended], case: Case) -> None:
+    x = inputs(case)
+    got = normalize(run(op, case, x))
+    # A bfloat16 kernel rounds the softmax weights to bfloat16 before P V.
+    tolerance = 2e-6 if case.dtype == "float32" else 1e-2
+    np.testing.assert_allclose(got, expected(case, x, 1), atol=tolerance)
+
+
+@pytest.mark.parametrize("op", BACKENDS["decode"].values(), ids=BACKENDS["decode"])
+def test_page_ids_do_not_matter(op: Callable[..., Attended]) -> None:
+    case = DECODE["lengths"]
+    x = inputs(case)
+    order = np.random.default_rng(1).permutation(x.pool.shape[0])
+    moved = jnp.zeros_like(x.pool).at[order].set(x.pool)
+    tables = jnp.where(x.tables < len(order), jnp.asarray(order)[jnp.minimum(x.tables, len(order) - 1)], x.tables)
+    other = Inputs(x.q, x.positions, x.counts, moved, tables.astype(jnp.int32))
+    assert same_bits(run(op, case, x), run(op, case, other))
+
+
+@settings(max_examples=8, deadline=None)
+@given(lengths=st.lists(st.integers(0, 300), min_size=5, max_size=5))
+def test_rows_do_not_see_each_other(lengths: list[int]) -> None:
+    """The bits of the first rows are the same whatever the last ones hold."""
+    case = DECODE["lengths"]
+    x = inputs(Case(positions=(100, 63, *lengths), counts=(1,) * 7))
+    y = inputs(Case(positions=(100, 63, 300, -1, 0, 64, 5), counts=(1, 1, 1, 0, 1, 1, 1), spare_pages=9))
+    pages = x.pool.shape[0]
+    pool = jnp.concatenate([x.pool, y.pool])
+    tables = jnp.where(y.tables < y.pool.shape[0], y.tables + pages, y.tables)
+    width = max(x.tables.shape[1], tables.shape[1])
+    wide = [jnp.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=1 << 30) for t in (x.tables, tables)]
+    crowd = Inputs(x.q.at[2:].set(y.q[2:]), y.positions, y.counts, pool, jnp.concatenate([wide[0][:2], wide[1][2:]]))
+    alone = Inputs(x.q, x.positions, x.counts, pool, wide[0])
+    a, b = run(decode_reference.paged_decode, case, alone), run(decode_reference.paged_decode, case, crowd)
+    assert same_bits(Attended(*(z[:2] for z in a)), Attended(*(z[:2] for z in b)))
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 64), (9, 3, 64), (8, 1, 128)])
+def test_tiled_decode_has_the_bits_of_a_prefill(heads: tuple[int, int, int]) -> None:
+    """Token by token, in crowds of any size, from any start: the same bits as the whole tile."""
+    h, kv_heads, head_dim = heads
+    shape = {"heads": h, "kv_heads": kv_heads, "head_dim": head_dim}
+    case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, **shape)
+    x = inputs(case)
+    whole = run(prefill_reference.paged_prefill, case, x)
+    for first, rows in ((0, 1), (5, 3), (48, 16)):
+        single = Inputs(
+            x.q[0, first : first + rows, None],
+            192 + first + jnp.arange(rows, dtype=jnp.int32),
+            jnp.ones(rows, jnp.int32),
+            x.pool,
+            jnp.broadcast_to(x.tables, (rows, x.tables.shape[1])),
+        )
+        got = run(decode_reference.tiled, Case(positions=(), counts=(), **shape), single)
+        assert same_bits(got, Attended(*(z[0, first : first + rows, None] for z in whole)))
+    late = Inputs(jnp.roll(x.q, -20, axis=1), x.positions + 20, x.counts - 20, x.pool, x.tables)
+    got = run(prefill_reference.paged_prefill, case, late)
+    assert same_bits(Attended(*(z[:, :44] for z in got)), Attended(*(z[:, 20:] for z in whole)))
+
+
+def test_absent_pages_are_not_seen() -> None:
+    case = Case(positions=(200,), counts=(1,))
+    x = inputs(case)
+    holes = x.tables.at[0, 1].set(1 << 30)
+    part = run(decode_reference.paged_decode, case, Inputs(x.q, x.positions, x.counts, x.pool, holes))
+    only = x.tables.at[0, jnp.array([0, 2, 3])].set(1 << 30)
+    other = run(decode_reference.paged_decode, case, Inputs(x.q, x.positions, x.counts, x.pool, only))
+    np.testing.assert_allclose(normalize(merge([part, other])), expected(case, x, 1), atol=2e-6)
+
+
+def test_merge_of_nothing_changes_no_bit() -> None:
+    x = inputs(DECODE["lengths"])
+    part = run(decode_reference.paged_decode, DECODE["lengths"], x)
+    nothing = Attended(jnp.zeros_like(part.o), jnp.full_like(part.m, -1e30), jnp.zeros_like(part.l))
+    assert same_bits(merge([part, nothing]), part)
+    assert not np.any(normalize(nothing))
+
+
+def test_wrong_shapes_are_named() -> None:
+    x = inputs(DECODE["lengths"])
+    with pytest.raises(ValueError, match=r"paged_decode: positions must be \[7\]"):
+        paged_decode(x.q, x.positions[:3], x.pool, 0, x.tables, scale=1.0)
+    with pytest.raises(ValueError, match="head_dim 32, the pool 64"):
+        paged_prefill(x.q[..., :32], x.positions, x.pool, 0, x.tables, scale=1.0)
+    with pytest.raises(ValueError, match="backend 'cuda' is not one of"):
+        paged_decode(x.q, x.positions, x.pool, 0, x.tables, scale=1.0, backend="cuda")
