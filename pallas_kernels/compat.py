@@ -15,7 +15,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 
-
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """a @ b in a kernel, accumulated in float32. Operands of one dtype, every dimension at least 16. float32 operands
     are multiplied as float32, not TF32."""

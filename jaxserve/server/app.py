@@ -36,8 +36,8 @@ def create_app(llm: AsyncLLM, config: ServeConfig) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await llm.start()
         try:
+            await llm.start()
             yield
         finally:
             await llm.close()

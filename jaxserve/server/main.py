@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -29,21 +30,26 @@ FLUSH_S = 5.0
 
 
 def run(config: ServeConfig) -> int:
-    """Serves until SIGTERM or Ctrl-C (0, after running requests have finished), or until the engine dies (1).
+    """Serves until SIGTERM or Ctrl-C (0, after running requests have finished; 130 before it could serve).
 
     Raises:
         ConfigError, CheckpointError: what cannot be served, and why.
+        EngineDead: the engine has ended, with the cause.
     """
     level = config.server.log_level.upper()
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpcore", "uvicorn.error", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config))
+        try:
+            return runner.run(_serve(config))
+        except asyncio.CancelledError:
+            return 130
 
 
 async def _serve(config: ServeConfig) -> int:
     options = config.server
+    _on_signals(cast(asyncio.Task, asyncio.current_task()).cancel)  # until there is something to drain
     listener = _bind(options)
     print(f"jaxserve {package_version()}: starting the engine", flush=True)
     llm = AsyncLLM(config.engine, ProcessClient(config.engine, _say))
@@ -67,7 +73,6 @@ async def _serve(config: ServeConfig) -> int:
 
 async def _until_end(server: _Server, serving: Serving, listener: socket.socket | None, drain_s: float) -> int:
     """Runs the server until a signal or the engine's death. Returns the exit code."""
-    loop = asyncio.get_running_loop()
     asked = asyncio.Event()
 
     def on_signal() -> None:
@@ -75,8 +80,7 @@ async def _until_end(server: _Server, serving: Serving, listener: socket.socket 
             os._exit(130)  # the second time at once; the engine process ends when its socket closes
         asked.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    _on_signals(on_signal)
     serving_http = asyncio.ensure_future(server.serve(None if listener is None else [listener]))
     engine_death = asyncio.ensure_future(serving.llm.wait_failed())
     signalled = asyncio.ensure_future(asked.wait())
@@ -100,6 +104,11 @@ async def _until_end(server: _Server, serving: Serving, listener: socket.socket 
     finally:
         for task in (engine_death, signalled):
             task.cancel()
+
+
+def _on_signals(handler: Callable[[], object]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, handler)
 
 
 class _Server(uvicorn.Server):

@@ -27,4 +27,5 @@ def tiled(
     part = prefill.paged_prefill(padded, positions, pool, layer, tables, **options)
     return jax.tree.map(lambda x: x[:, :q_tokens], part)
 
+
 TILED = tiled

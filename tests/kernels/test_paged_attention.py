@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,7 @@ DECODE = {
     "no group": Case(positions=(70,), counts=(1,), heads=2, kv_heads=2),
     "drafts": Case(positions=(60, 64, 188, -1), counts=(4, 2, 1, 0), q_tokens=4),
     "window": Case(positions=(0, 63, 64, 300), counts=(1, 1, 1, 1), window=65),
-    "window within a page": Case(positions=(10, 190), counts=(2, 2), q_tokens=2, window=5),
-    "softcap": Case(positions=(100,), counts=(1,), softcap=5.0),
+    "window within a page, softcap": Case(positions=(10, 190), counts=(2, 2), q_tokens=2, window=5, softcap=5.0),
     "bfloat16": Case(positions=(100, 3), counts=(1, 1), dtype="bfloat16", head_dim=128),
 }
 PREFILL = {
@@ -43,8 +43,7 @@ BACKENDS: dict[str, dict[str, Callable[..., Attended]]] = {
     "decode": {
         "reference": decode_reference.paged_decode,
         "tiled": decode_reference.tiled,
-        "triton": lambda *a, **kw: decode_triton.paged_decode(*a, splits=1, interpret=True, **kw),
-        "triton, split": lambda *a, **kw: decode_triton.paged_decode(*a, splits=2, interpret=True, **kw),
+        "triton": lambda *a, **kw: decode_triton.paged_decode(*a, splits=2, interpret=True, **kw),
     },
     "prefill": {
         "reference": prefill_reference.paged_prefill,
@@ -74,8 +73,7 @@ def run(op: Callable[..., Attended], case: Case, x: Inputs, layer: int = 1) -> A
             layout=Dense(),
         )
 
-    with jax.debug_nans(False):
-        return jax.jit(lambda *arrays: call(Inputs(*arrays)))(x.q, x.positions, x.counts, x.pool, x.tables)
+    return jax.jit(lambda *arrays: call(Inputs(*arrays)))(x.q, x.positions, x.counts, x.pool, x.tables)
 
 
 def same_bits(a: Attended, b: Attended) -> bool:
@@ -91,8 +89,9 @@ def test_close_to_float64(op: Callable[..., Attended], case: Case) -> None:
     np.testing.assert_allclose(got, expected(case, x, 1), atol=tolerance)
 
 
-@pytest.mark.parametrize("op", BACKENDS["decode"].values(), ids=BACKENDS["decode"])
-def test_page_ids_do_not_matter(op: Callable[..., Attended]) -> None:
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_page_ids_do_not_matter(name: str) -> None:
+    op = BACKENDS["decode"][name]
     case = DECODE["lengths"]
     x = inputs(case)
     order = np.random.default_rng(1).permutation(x.pool.shape[0])
@@ -102,25 +101,34 @@ def test_page_ids_do_not_matter(op: Callable[..., Attended]) -> None:
     assert same_bits(run(op, case, x), run(op, case, other))
 
 
-@settings(max_examples=8, deadline=None)
-@given(lengths=st.lists(st.integers(0, 300), min_size=5, max_size=5))
+CROWD = Case(positions=(383,) * 6, counts=(1,) * 6)
+
+
+@functools.cache
+def crowd() -> Callable[[Sequence[int]], Attended]:
+    x = inputs(CROWD)
+    op = functools.partial(
+        decode_reference.paged_decode,
+        counts=x.counts,
+        scale=CROWD.scale,
+        window=None,
+        softcap=None,
+        layout=Dense(),
+    )
+    call = jax.jit(lambda positions: op(x.q, positions, x.pool, 1, x.tables))
+    return lambda positions: call(jnp.asarray(positions, jnp.int32))
+
+
+@given(lengths=st.lists(st.integers(-1, 383), min_size=4, max_size=4))
+@settings(max_examples=50, deadline=None)
 def test_rows_do_not_see_each_other(lengths: list[int]) -> None:
-    """The bits of the first rows are the same whatever the last ones hold."""
-    case = DECODE["lengths"]
-    x = inputs(Case(positions=(100, 63, *lengths), counts=(1,) * 7))
-    y = inputs(Case(positions=(100, 63, 300, -1, 0, 64, 5), counts=(1, 1, 1, 0, 1, 1, 1), spare_pages=9))
-    pages = x.pool.shape[0]
-    pool = jnp.concatenate([x.pool, y.pool])
-    tables = jnp.where(y.tables < y.pool.shape[0], y.tables + pages, y.tables)
-    width = max(x.tables.shape[1], tables.shape[1])
-    wide = [jnp.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=1 << 30) for t in (x.tables, tables)]
-    crowd = Inputs(x.q.at[2:].set(y.q[2:]), y.positions, y.counts, pool, jnp.concatenate([wide[0][:2], wide[1][2:]]))
-    alone = Inputs(x.q, x.positions, x.counts, pool, wide[0])
-    a, b = run(decode_reference.paged_decode, case, alone), run(decode_reference.paged_decode, case, crowd)
-    assert same_bits(Attended(*(z[:2] for z in a)), Attended(*(z[:2] for z in b)))
+    """The bits of the first rows are the same whatever the lengths of the others."""
+    run_crowd = crowd()
+    alone, together = run_crowd([100, 63, -1, -1, -1, -1]), run_crowd([100, 63, *lengths])
+    assert same_bits(Attended(*(z[:2] for z in alone)), Attended(*(z[:2] for z in together)))
 
 
-@pytest.mark.parametrize("heads", [(4, 2, 64), (9, 3, 64), (8, 1, 128)])
+@pytest.mark.parametrize("heads", [(4, 2, 64), (9, 3, 64)])
 def test_tiled_decode_has_the_bits_of_a_prefill(heads: tuple[int, int, int]) -> None:
     """Token by token, in crowds of any size, from any start: the same bits as the whole tile."""
     h, kv_heads, head_dim = heads
