@@ -138,7 +138,7 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-class TokenLogprobs(Frozen):
+class TokenLogprobs(Frozen, gc=False):
     """Log-probabilities of one position, of the raw logits. `ids[0]` is the token itself, then the best alternatives in
     falling order; `rank` is the token's own rank among all tokens (1 is the most probable)."""
 
@@ -147,7 +147,7 @@ class TokenLogprobs(Frozen):
     rank: int
 
 
-class Delta(Frozen):
+class Delta(Frozen, gc=False):
     """New tokens of one choice. `finish` is set in the last one. Stop strings are the front end's business."""
 
     id: str

@@ -7,6 +7,7 @@ socket end arrives as an inherited descriptor, the config as the first frame. Ei
 from __future__ import annotations
 
 import asyncio
+import gc
 import queue
 import socket
 import subprocess
@@ -187,6 +188,9 @@ def main(descriptor: int) -> int:
         outbox.put(Failed(cause=str(error), refused=True))
         outbox.close()
         return 2
+    # What is loaded by now lives as long as the process: the collector need not walk it during steps.
+    gc.collect()
+    gc.freeze()
     try:
         core.run()
     except Exception as error:

@@ -18,7 +18,7 @@ from jaxserve.kv.meta import ABSENT
 from jaxserve.kv.state import KVState
 from jaxserve.sampling.admit import pack_admit, pack_extras
 from jaxserve.sampling.bitmask import all_allowed
-from jaxserve.sampling.head import HeadVariant, Out, variant_for
+from jaxserve.sampling.head import HeadVariant, Out
 from jaxserve.sampling.logprobs import Logprobs
 from jaxserve.sampling.state import Slots
 from jaxserve.types import PAGE_TOKENS, Admit, Grant, Plan, Request, SeqId, Work
@@ -138,7 +138,7 @@ class Runner:
             return
         works = [*plan.decode, *(work for _, work in sampling)]
         launched.rows = [work.seq for work in works]
-        least = max(variant_for(sequences[seq].request.params, sequences[seq].generated) for seq in launched.rows)
+        least = max([sequences[seq].variant for seq in launched.rows])
         bucket, variant = self._head_bucket(needed, least)
         packed = blank_head_rows(bucket, q, self._shape.slots)
         packed[:needed, 0] = [work.slot for work in works]

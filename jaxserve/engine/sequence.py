@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jaxserve.engine.hashing import chain_root, extend_chain
+from jaxserve.sampling.head import HeadVariant, variant_for
 from jaxserve.types import PAGE_TOKENS, Delta, FinishReason, Request, SeqId, SeqResult, TokenLogprobs
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Sequence:
-    """One choice of a request. `tokens` is the prompt and everything generated so far."""
+    """One choice of a request. `tokens` is the prompt and everything generated so far.
+
+    `limit` is the number of tokens at which it ends, `floor` the number below which no stop token ends it.
+    """
 
     seq: SeqId
     request: Request
@@ -30,10 +34,25 @@ class Sequence:
     pending_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: FinishReason | None = None
     error: str | None = None
+    prompt: int = field(init=False)
+    limit: int = field(init=False)
+    floor: int = field(init=False)
+    _settled: HeadVariant | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.request.prompt)
+        self.limit = self.prompt + self.max_new
+        self.floor = self.prompt + self.request.params.min_tokens
 
     @property
-    def prompt(self) -> int:
-        return len(self.request.prompt)
+    def variant(self) -> HeadVariant:
+        """The least head that serves it now."""
+        if self._settled is None:
+            variant = variant_for(self.request.params, self.generated)
+            if len(self.tokens) < self.floor:
+                return variant
+            self._settled = variant
+        return self._settled
 
     @property
     def generated(self) -> int:
@@ -60,29 +79,27 @@ class Sequence:
 
     def append(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> SeqResult:
         """Takes the tokens that a step gave it, as far as they count, and says so to the scheduler."""
-        took = 0
+        known, took = self.tokens, 0
         for token in tokens:
-            if self.finish is not None or self.generated >= self.max_new:
+            if self.finish is not None or len(known) >= self.limit:
                 break
-            self.tokens.append(token)
+            known.append(token)
             self.pending.append(token)
             if logprobs is not None:
                 self.pending_logprobs.append(logprobs[took])
             took += 1
-            if token in self.stops and self.generated > self.request.params.min_tokens:
+            if token in self.stops and len(known) > self.floor:
                 self.finish = FinishReason.STOP
-        if self.finish is None and self.generated >= self.max_new:
+        if self.finish is None and len(known) >= self.limit:
             self.finish = FinishReason.LENGTH
-        return SeqResult(seq=self.seq, tokens=took, finished=self.finish is not None, hashes=self._completed())
+        # The KV of the newest token comes with the next step.
+        full = (len(known) - 1) // PAGE_TOKENS
+        hashes = self._extend(full) if self.root and full > len(self.chain) else ()
+        return SeqResult(seq=self.seq, tokens=took, finished=self.finish is not None, hashes=hashes)
 
-    def _completed(self) -> tuple[bytes, ...]:
-        """Hashes of pages that became full of computed tokens: the KV of the newest token comes with the next step."""
-        if not self.root:
-            return ()
-        full = (len(self.tokens) - 1) // PAGE_TOKENS
+    def _extend(self, full: int) -> tuple[bytes, ...]:
+        """Hashes of the pages that became full, up to `full` in all."""
         known = len(self.chain)
-        if full <= known:
-            return ()
         fresh = extend_chain(self.chain[-1] if self.chain else self.root, self.tokens, known, full - known)
         self.chain.extend(fresh)
         return tuple(fresh)
@@ -91,6 +108,10 @@ class Sequence:
         """What the front end has not seen yet, or None."""
         if not self.pending and self.finish is None:
             return None
+        if self.sent and self.finish is None and not self.pending_logprobs:
+            delta = Delta(id=self.request.id, choice=self.choice, tokens=tuple(self.pending))
+            self.pending = []
+            return delta
         first = self.sent == 0
         delta = Delta(
             id=self.request.id,

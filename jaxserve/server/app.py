@@ -78,6 +78,18 @@ class RequestIdMiddleware:
         await self.app(scope, receive, name)
 
 
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {
+    "type": "object", "required": ["message", "type", "param", "code"], "properties": {
+        "message": {"type": "string"}, "type": {"enum": ["invalid_request_error", "server_error"]},
+        "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]}}}}}
+_OTHER_MEDIA = {"/v1/completions": "text/event-stream", "/v1/chat/completions": "text/event-stream",
+                "/metrics": "text/plain"}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's schema with the bodies that the routes read themselves."""
     if app.openapi_schema is None:
@@ -85,8 +97,16 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         names, definitions = models_json_schema([(body, "validation") for body in BODIES.values()],
                                                 ref_template="#/components/schemas/{model}")
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        schema["components"]["schemas"]["Error"] = _ERROR
+        failure = {"description": "What went wrong", "content": _json({"$ref": "#/components/schemas/Error"})}
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"]["default"] = failure
         for path, body in BODIES.items():
-            content = {"application/json": {"schema": names[body, "validation"]}}
-            schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+            operation = schema["paths"][path]["post"]
+            operation["requestBody"] = {"required": True, "content": _json(names[body, "validation"])}
+        for path, media in _OTHER_MEDIA.items():
+            (operation,) = schema["paths"][path].values()
+            operation["responses"]["200"]["content"][media] = {"schema": {"type": "string"}}
         app.openapi_schema = schema
     return app.openapi_schema

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import cast
 
 import uvicorn
@@ -69,6 +70,8 @@ async def _serve(config: ServeConfig) -> int:
     finally:
         if listener is not None:
             listener.close()
+        elif options.uds is not None:
+            Path(options.uds).unlink(missing_ok=True)
 
 
 async def _until_end(server: _Server, serving: Serving, listener: socket.socket | None, drain_s: float) -> int:

@@ -208,9 +208,9 @@ class CompletionBody(Generation):
 
 
 _MESSAGES_SCHEMA = {"type": "array", "minItems": 1, "items": {
-    "type": "object", "required": ["role"], "properties": {
+    "type": "object", "required": ["role", "content"], "properties": {
         "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-        "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": {
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {
             "type": "object", "required": ["type", "text"],
             "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}}]}}}}
 
@@ -262,6 +262,8 @@ class ChatBody(Generation):
 
 class TokenizeBody(Body):
     """`POST /tokenize`: a text (`prompt`) or a conversation (`messages`)."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
 
     model: str | None = None
     prompt: str | None = None
