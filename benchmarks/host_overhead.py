@@ -1,6 +1,6 @@
 """What a step costs the host: scheduler, batch building and output handling, with a device that answers at once.
 
-    python -m benchmarks.host_overhead --rows 256 --steps 300
+    python benchmarks/host_overhead.py --rows 256 --steps 300
 
 Prints processor milliseconds a step of the engine's thread. Streaming requests, greedy, all rows decoding.
 """
