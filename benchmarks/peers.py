@@ -54,7 +54,7 @@ def main() -> None:
                 side.close()
     report = {
         "what": args.what,
-        "model": str(args.model),
+        "model": args.model.name,
         "prompts": args.prompts,
         "new_tokens": NEW_TOKENS,
         "concurrency": 1 if args.what == "stream" else CONCURRENCY,

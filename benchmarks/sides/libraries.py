@@ -31,14 +31,7 @@ class Library:
         self._environment = dict(environment or {})
         self._limit = limit
         self._process: subprocess.Popen[str] | None = None
-        self.shown = shlex.join(
-            [
-                *(f"{k}={v}" for k, v in self._environment.items()),
-                "python",
-                f"benchmarks/sides/{script}",
-                *map(str, arguments),
-            ]
-        )
+        self.shown = _shown(self._environment, script, arguments)
 
     def start(self) -> None:
         self._process = subprocess.Popen(
@@ -106,6 +99,15 @@ def vllm(python: Path, model: Path, concurrency: int, threads: int) -> Library:
     if preload:
         environment["LD_PRELOAD"] = ":".join(preload)
     return Library("vLLM (CPU)", python, "vllm_cpu.py", [model, concurrency], environment)
+
+
+def _shown(environment: Mapping[str, str], script: str, arguments: Sequence[object]) -> str:
+    """The command as a reader elsewhere would type it: paths are cut to names."""
+    settings = [
+        f"{name}={':'.join(Path(part).name for part in value.split(':'))}" for name, value in environment.items()
+    ]
+    words = [argument.name if isinstance(argument, Path) else str(argument) for argument in arguments]
+    return shlex.join([*settings, "python", f"benchmarks/sides/{script}", *words])
 
 
 def _libraries(python: Path, name: str) -> list[str]:

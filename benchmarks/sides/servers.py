@@ -80,57 +80,25 @@ class Server:
 
 
 def jaxserve_server(model: Path, clients: int, slots: int, kv_bytes: int) -> Server:
-    options = [
-        "serve",
-        "--model",
-        model,
-        "--max-num-seqs",
-        slots,
-        "--kv-cache-memory",
-        kv_bytes,
-        "--dtype",
-        "float32",
-        "--no-enable-prefix-caching",
-        "--wait-for-buckets",
-    ]
+    options = f"--max-num-seqs {slots} --kv-cache-memory {kv_bytes} --dtype float32 --no-enable-prefix-caching"
+    command = [sys.executable, "-m", "jaxserve", "serve", "--model", model, *options.split(), "--wait-for-buckets"]
     return Server(
-        "jaxserve serve",
-        [sys.executable, "-m", "jaxserve", *options],
-        clients,
-        {},
-        "jaxserve " + shlex.join(map(str, options)),
+        "jaxserve serve", command, clients, {}, f"jaxserve serve --model {model.name} {options} --wait-for-buckets"
     )
 
 
 def llama_server(binary: Path, model: Path, clients: int, slots: int, threads: int) -> Server:
     # -c is shared by the slots; flash attention would cast keys and values to f16 even with -ctk f32.
-    options = [
-        "-m",
-        model,
-        "-np",
-        slots,
-        "-c",
-        slots * 1024,
-        "-t",
-        threads,
-        "-tb",
-        threads,
-        "-fa",
-        "off",
-        "-ctk",
-        "f32",
-        "-ctv",
-        "f32",
-        "--cache-ram",
-        0,
-        "--no-webui",
-    ]
+    options = (
+        f"-np {slots} -c {slots * 1024} -t {threads} -tb {threads} -fa off -ctk f32 -ctv f32 --cache-ram 0 --no-webui"
+    )
+    command = [binary, "-m", model, *options.split()]
     return Server(
         f"llama-server -t {threads}",
-        [binary, *options],
+        command,
         clients,
         {"cache_prompt": False},
-        shlex.join(["llama-server", "-m", "model.gguf", *map(str, options[2:])]),
+        f"llama-server -m {model.name} {options}",
     )
 
 

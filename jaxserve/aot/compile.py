@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,8 +47,12 @@ class Facts:
         return hlo.custom_calls(self.text)
 
 
-def compile_for(target: Target, function: Callable, args: Sequence[Any], donate: Sequence[int] = ()) -> Facts:
+def compile_for(
+    target: Target, function: Callable, args: Sequence[Any], donate: Sequence[int] = (), dump: Path | None = None
+) -> Facts:
     """Compiles `function` for one GPU of `target`; `args` are pytrees of anything with shape and dtype.
+
+    `dump`: an empty folder that takes the compiler's files, PTX among them (see ptx.kernels).
 
     Raises:
         AotUnavailableError: see targets.Target.devices.
@@ -56,7 +61,7 @@ def compile_for(target: Target, function: Callable, args: Sequence[Any], donate:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tuple(args))
     start = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=tuple(donate), out_shardings=place)
-    compiled = jitted.lower(*shapes).compile()
+    compiled = jitted.lower(*shapes).compile(compiler_options={"xla_dump_to": str(dump)} if dump else None)
     memory: Any = compiled.memory_analysis()
     return Facts(
         text=compiled.as_text() or "",

@@ -7,6 +7,7 @@ importing this module must not change how the importing process runs, so it sets
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,8 @@ class Target:
     text: str
     memory_bytes: int
     bytes_per_s: float
+    arch: str
+    """As ptxas names it."""
 
     def devices(self, count: int = 1) -> list[jax.Device]:
         """`count` compile-only devices on one host.
@@ -46,7 +49,22 @@ def targets() -> dict[str, Target]:
 
 def _read(path: Path) -> Target:
     text = path.read_text()
-    return Target(path.stem, text, int(_number(text, "device_memory_size")), float(_number(text, "memory_bandwidth")))
+    return Target(
+        name=path.stem,
+        text=text,
+        memory_bytes=int(_number(text, "device_memory_size")),
+        bytes_per_s=float(_number(text, "memory_bandwidth")),
+        arch=_arch(text),
+    )
+
+
+def _arch(text: str) -> str:
+    fields = re.search(r"cuda_compute_capability\s*{([^}]*)}", text)
+    if fields is None:
+        raise ValueError("the target description lacks cuda_compute_capability")
+    major, minor = (re.search(rf"{part}:\s*(\d+)", fields[1]) for part in ("major", "minor"))
+    suffix = "a" if "ACCELERATED_FEATURES" in fields[1] else ""
+    return f"sm_{major[1] if major else 0}{minor[1] if minor else 0}{suffix}"
 
 
 def _number(text: str, field: str) -> str:

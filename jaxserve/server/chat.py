@@ -68,7 +68,7 @@ class ChatJob(Job):
 
     def chunk(self, writer: ChunkWriter, prompt: int, delta: RequestDelta) -> bytes:
         state = self.streams[prompt].state
-        tail = writer.tail(self.usage() if self.body.continuous_usage else None)
+        tail = writer.tail(self.usage() if self.continuous_usage else None)
         events = []
         if not self._begun:
             # Before anything of any choice: who speaks, and what is known of the prompt.

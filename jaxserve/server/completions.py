@@ -119,7 +119,7 @@ class CompletionJob(Job):
 
     def chunk(self, writer: ChunkWriter, prompt: int, delta: RequestDelta) -> bytes:
         state = self.streams[prompt].state
-        tail = writer.tail(self.usage() if self.body.continuous_usage else None)
+        tail = writer.tail(self.usage() if self.continuous_usage else None)
         events = []
         for choice in delta.choices:
             index = prompt * self.choices + choice.index

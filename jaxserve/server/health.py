@@ -39,8 +39,7 @@ async def health(request: Request) -> dict[str, Any]:
     return {"status": "ok"}
 
 
-@router.get("/ping")
-@router.post("/ping", operation_id="ping_post")
+@router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
 async def ping(request: Request) -> dict[str, Any]:
     return await health(request)
 

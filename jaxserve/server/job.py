@@ -47,6 +47,7 @@ class Job(ABC):
         self.streams = streams
         self.choices = streams[0].state.request.params.n
         self.names = TokenNames(serving.llm.tokenizer, bool(body.return_tokens_as_token_ids))
+        self.continuous_usage = body.continuous_usage
         self._begun: set[int] = set()
         """Choices whose stream has begun."""
         self._watches = [RequestWatch(serving.metrics, stream.state) for stream in streams]

@@ -56,13 +56,13 @@ class Metrics:
         """`compat`: also export every metric under this prefix (`vllm`)."""
         self._labels = {"model_name": model_name, "engine": "0"}
         self._prefixes = (PREFIX, f"{compat}:") if compat else (PREFIX,)
-        self.time_to_first_token = Histogram("Time from arrival to the first token.", _TTFT_S)
-        self.inter_token = Histogram("Time between deliveries of tokens of a choice.", _TOKEN_S)
-        self.per_output_token = Histogram("Mean time per token after the first, by request.", _TOKEN_S)
+        self.time_to_first_token = Histogram("Time from arrival to the first token (streams).", _TTFT_S)
+        self.inter_token = Histogram("Time between deliveries of tokens of a choice (streams).", _TOKEN_S)
+        self.per_output_token = Histogram("Mean time per token after the first (streams).", _TOKEN_S)
         self.e2e = Histogram("Time from arrival to the last token.", _REQUEST_S)
         self.queue = Histogram("Time from arrival to the first step that computed for the request.", _REQUEST_S)
-        self.prefill = Histogram("Time from that step to the first token.", _REQUEST_S)
-        self.decode = Histogram("Time from the first token to the last.", _REQUEST_S)
+        self.prefill = Histogram("Time from that step to the first token (streams).", _REQUEST_S)
+        self.decode = Histogram("Time from the first token to the last (streams).", _REQUEST_S)
         self.prompt_tokens = Histogram("Tokens in prompts.", _TOKENS)
         self.generation_tokens = Histogram("Tokens generated, by request.", _TOKENS)
         self.max_tokens = Histogram("Tokens asked for at most, by request.", _TOKENS)
@@ -178,13 +178,23 @@ HELP = {
     "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
     "num_preemptions": "Sequences that lost their pages and were computed again.",
-    "prompt_tokens": "Prompt tokens computed or found in the cache.",
+    "prompt_tokens": "Tokens of prompts that were admitted.",
+    "prompt_tokens_cached": "Prompt tokens whose KV came from the prefix cache.",
     "generation_tokens": "Tokens generated.",
     "iteration_tokens_total": "Tokens computed in a step.",
     "spec_decode_num_drafts": "Times tokens were proposed.",
     "spec_decode_num_draft_tokens": "Tokens proposed.",
     "spec_decode_num_accepted_tokens": "Proposed tokens that were accepted.",
     "corrupted_requests": "Requests that ended because their logits were not finite.",
+    "steps": "Steps of the engine.",
+    "prefill_tokens": "Prompt tokens computed, again after preemptions too.",
+    "prefill_padding_tokens": "Places in prefill tiles that held no token.",
+    "decode_rows": "Decode rows computed.",
+    "padded_tokens": "Places in steps that held no token.",
+    "undeclared_compilations": "Programs compiled outside the declared set; more than 0 is a bug.",
+    "programs_compiled": "Declared programs compiled since the start.",
+    "programs_loaded": "Declared programs loaded from the cache.",
+    "programs_pending": "Declared programs still to be compiled in the background.",
 }
 _KEY = re.compile(r'(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<label>\w+)="(?P<value>[^"]*)"\})?')
 

@@ -237,7 +237,7 @@ class ChatBody(Generation):
 
     REFUSED: ClassVar = {
         **_REFUSED_EVERYWHERE, "best_of": (1,),
-        "tools": ([],), "tool_choice": ("none",), "parallel_tool_calls": (True,), "functions": ([],),
+        "tools": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": (True,), "functions": ([],),
         "function_call": ("none",), "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (),
         "reasoning_effort": (), "verbosity": ("medium",), "store": (False,), "service_tier": ("auto", "default"),
         "include_reasoning": (True,), "chat_template": (), "documents": (), "echo": (False,),
@@ -247,6 +247,13 @@ class ChatBody(Generation):
     def rendering(self) -> dict[str, Any]:
         """Arguments of `ChatTemplate.render` beside the messages."""
         return _rendering(self)
+
+    def refuse_unsupported(self) -> None:
+        super().refuse_unsupported()
+        for index, message in enumerate(self.messages):
+            for name in ("audio", "function_call", "refusal"):
+                if message.get(name) is not None:
+                    raise invalid(f"messages[{index}].{name} is not supported by this server.", "messages")
 
     def budget(self) -> int | None:
         """How many tokens to generate, or None for as many as fit.

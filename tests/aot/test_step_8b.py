@@ -22,7 +22,7 @@ LLAMA_8B = DecoderConfig(
     intermediate=14_336, max_position=131_072, windows=(None,) * 32, rope=Llama3Rope(theta=500_000.0),
     rms_eps=1e-5, attention_scale=128**-0.5, stored_dtype="bfloat16",
 )
-PAGES = 4096
+PAGES = 1024
 ROWS, TILES = 64, 8
 LAYER_BYTES = 4096 * 14_336 * 2
 """Of the smallest large matrix: a copy of this size would be a copy of a weight."""
@@ -35,7 +35,7 @@ def functions() -> StepFunctions:
     layout = SlotLayout(slots=ROWS, max_len=8192, vocab=128_256, hidden_rows=shape.hidden_rows, hidden_dim=4096,
                         dtype="bfloat16")
     groups = model.kv_groups()
-    kv = kv_shapes(groups, [formats.get("bf16")], [(PAGES,)], ROWS, 8192)
+    kv = kv_shapes(groups, [formats.get("bf16", backend="triton")], [(PAGES,)], ROWS, 8192)
     return StepFunctions(model, shape, layout, LinearContext(), None, model.abstract_params(), kv, state.shapes(layout))
 
 

@@ -1,4 +1,4 @@
-"""Input that must be refused with OpenAI's error object and must leave no trace (groups of serving_peers' list)."""
+"""Input that must be refused with OpenAI's error object and must leave no trace."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def test_messages(http: httpx.Client):
         return [{"role": "user", "content": content}]
     wrong = [None, "text", [123], [{}], [{"role": 123, "content": "a"}], [{"role": "poet", "content": "a"}], [],
              user(None), user(123), user([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]),
-             user([{"type": "input_audio"}]), user([{"type": "text"}]), user("a") * 10_000]
+             user([{"type": "input_audio"}]), user([{"type": "text"}]),
+             [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}], user("a") * 10_000]
     refuse_each(http, CHAT, {"max_tokens": 1}, [{"messages": messages} for messages in wrong])
 
 

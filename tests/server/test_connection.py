@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -61,19 +62,35 @@ def test_idle_calls_come_while_nothing_happens():
     assert 2 <= len(calls) <= 6
 
 
-def test_a_stream_that_fails_says_so_and_ends():
-    sent = []
+def sent_by(source: AsyncIterator[bytes]) -> list[dict]:
+    """The messages of a stream, which must close its source once."""
+    sent: list[dict] = []
+    closed: list[int] = []
 
     async def send(message: dict) -> None:
         sent.append(message)
 
-    async def source():
+    asyncio.run(EventStream(source, lambda: closed.append(1))({"type": "http"}, never, send))
+    assert closed == [1]
+    return sent
+
+
+def test_a_stream_that_fails_before_it_began_is_an_ordinary_error():
+    async def source() -> AsyncIterator[bytes]:
+        raise ApiError(400, "No.")
+        yield b""
+
+    start, body = sent_by(source())
+    assert start["status"] == 400 and b'"message":"No."' in body["body"]
+
+
+def test_a_stream_that_fails_later_says_so_and_ends():
+    async def source() -> AsyncIterator[bytes]:
         yield b"data: 1\n\n"
         raise ApiError(500, "Generation failed.", code="generation_failed")
 
-    closed = []
-    stream = EventStream(source(), lambda: closed.append(1))
-    asyncio.run(stream({"type": "http"}, never, send))
+    sent = sent_by(source())
+    assert sent[0]["status"] == 200
     body = b"".join(message.get("body", b"") for message in sent)
     assert body.startswith(b"data: 1\n\ndata: {\"error\"") and body.endswith(b"data: [DONE]\n\n")
-    assert not sent[-1]["more_body"] and closed == [1]
+    assert not sent[-1]["more_body"]

@@ -1,0 +1,92 @@
+"""Every Triton kernel compiled for H200: no spills, tensor cores, and step programs that update the pool in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxserve.aot import AotUnavailableError, Facts, compile_for, ptx, targets
+from jaxserve.kv import attend_layer, build_meta, formats, kv_shapes
+from jaxserve.types import KVGroup
+from pallas_kernels.paged_decode import paged_decode
+from pallas_kernels.paged_prefill import paged_prefill
+
+pytestmark = pytest.mark.hopper
+
+PAGES = 4096
+
+
+class Spec(NamedTuple):
+    scale: float = 0.08
+    window: int | None = None
+    softcap: float | None = None
+
+
+def array(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+
+def compiled(function, args, donate=(), dump: Path | None = None) -> Facts:
+    try:
+        return compile_for(targets()["h200"], function, args, donate, dump)
+    except AotUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    ("op", "rows", "q_tokens", "heads", "head_dim", "options"),
+    [
+        (paged_decode, 64, 1, (32, 8), 128, {}),
+        (paged_decode, 2, 4, (9, 3), 64, {"window": 512}),
+        (paged_prefill, 8, 64, (32, 8), 128, {}),
+        (paged_prefill, 8, 64, (4, 1), 64, {"window": 512, "softcap": 30.0}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_kernel(op, rows, q_tokens, heads, head_dim, options, dtype: str, tmp_path: Path) -> None:
+    def call(q, positions, counts, pool, tables):
+        return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, backend="triton", **options)
+
+    args = (
+        array(dtype, rows, q_tokens, heads[0], head_dim),
+        array("int32", rows),
+        array("int32", rows),
+        array(dtype, PAGES, 2, 2, heads[1], 64, head_dim),
+        array("int32", rows, 128),
+    )
+    facts = compiled(call, args, dump=tmp_path)
+    kernel = ptx.kernels(tmp_path, targets()["h200"].arch)[op.__name__]
+    assert kernel.spill_bytes == 0
+    assert not facts.copies()
+    if dtype == "bfloat16":
+        assert all("bf16" in kind for kind in kernel.matrix) and kernel.matrix
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("tiles", [0, 8])
+def test_layers_update_the_pool_in_place(backend: str, tiles: int) -> None:
+    """Two layers of an 8B Llama's attention, 64 decode rows and 512 prefill tokens."""
+    rows, heads, kv_heads, head_dim = 64, 32, 8, 128
+    group = KVGroup(layers=(0, 1), kv_heads=kv_heads, head_dim=head_dim)
+    kv = kv_shapes([group], [formats.get("bf16", backend=backend)], [(PAGES,)], rows, 8192)
+    tokens = rows + tiles * 64
+
+    def step(kv, q, k, v, *ints):
+        meta = build_meta(kv.tables, *ints)
+        for layer in range(2):
+            kv, out = attend_layer(kv, 0, layer, q, k, v, meta, Spec())
+            q, k, v = q + out, k + out[:, :kv_heads], v - out[:, :kv_heads]
+        return kv, q
+
+    ints = [array("int32", n) for n in (rows, rows, rows, tiles, tiles, tiles)]
+    flat = [array("bfloat16", tokens, n, head_dim) for n in (heads, kv_heads, kv_heads)]
+    facts = compiled(step, (kv, *flat, *ints), donate=(0,))
+    pool = kv.pools[0]
+    assert facts.aliases["0"] == 0
+    assert facts.aliased_bytes >= pool.size * pool.dtype.itemsize
+    assert not facts.copies(16 << 20)
+    assert facts.temporary_bytes < 64 << 20
