@@ -160,6 +160,8 @@ class Delta(Frozen, gc=False):
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     """Once, with the first tokens of choice 0: one entry a prompt token, None for the first."""
     error: str | None = None
+    refused: bool = False
+    """With `error`: the engine did not take the request, because of what it asks for."""
     queued_s: float = 0.0
     """Time from arrival to the first step that computed for the request, in the first delta."""
 

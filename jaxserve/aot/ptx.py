@@ -73,6 +73,8 @@ def kernels(folder: Path, arch: str) -> dict[str, Kernel]:
 
 
 def _bodies(text: str) -> dict[str, str]:
-    starts = [(m[1], m.start()) for m in _ENTRY.finditer(text)]
-    ends = [start for _, start in starts[1:]] + [len(text)]
-    return {name: text[start:end] for (name, start), end in zip(starts, ends, strict=True)}
+    starts = [m.start() for m in _ENTRY.finditer(text)]
+    return {
+        _ENTRY.match(text, start)[1]: text[start:end]  # type: ignore[index]
+        for start, end in zip(starts, [*starts[1:], len(text)], strict=False)
+    }

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import IO
 
+from jaxserve.engine.counts import Counts
 from jaxserve.engine.executables import compile_counter
 from jaxserve.engine.finish import finish_step
 from jaxserve.engine.inbox import Inbox
@@ -75,9 +76,7 @@ class EngineCore:
         self._stopping = False
         self._checked = 0.0
         self._steps_time = 0.0
-        self._counters: dict[str, float] = dict.fromkeys(
-            ("prompt_tokens", "prompt_tokens_cached", "generation_tokens", "steps", "corrupted_requests",
-             "spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"), 0)
+        self._counts = Counts()
 
     # The loop
 
@@ -105,7 +104,7 @@ class EngineCore:
         launched = None
         if plan.has_work:
             for admit in plan.admits:
-                self._sequences[admit.seq].admitted(now, admit.cached)
+                self._admitted(self._sequences[admit.seq], now, admit.cached)
             launched = self._runner.launch(plan, self._sequences, now)
         worked = launched is not None or self._in_flight is not None
         if self._in_flight is not None:
@@ -117,16 +116,22 @@ class EngineCore:
         return worked
 
     def _finish(self, launched: Launched) -> None:
-        outcome = finish_step(launched, self._sequences, self._counters)
+        outcome = finish_step(launched, self._sequences, self._counts.totals)
         now = self._clock()
         # Steps overlap: what a step took is the time since it started or since the one before it ended.
         duration = now - max(launched.started, self._steps_time)
         self._steps_time = now
-        self._counters["steps"] += 1
+        self._counts.step(launched.tokens, launched.places)
         self._scheduler.on_event(StepDone(now=now, step=launched.plan.step, duration=duration, results=outcome.results))
         self._deltas.extend(outcome.deltas)
         for sequence in outcome.finished:
             self._forget(sequence)
+
+    def _admitted(self, sequence: Sequence, now: float, cached: int) -> None:
+        """It has a slot. Only the first time counts: a preempted sequence comes here again."""
+        if sequence.first_scheduled is None:
+            sequence.first_scheduled, sequence.cached_tokens = now, cached
+            self._counts.totals["prompt_tokens_cached"] += cached if sequence.choice == 0 else 0
 
     def _idle(self) -> None:
         now = self._clock()
@@ -188,7 +193,7 @@ class EngineCore:
             raise ValueError(reason)
         self._next_seq += params.n
         self._requests[request.id] = sequences
-        self._counters["prompt_tokens"] += len(request.prompt)
+        self._counts.totals["prompt_tokens"] += len(request.prompt)
         for sequence, arrival in zip(sequences, arrivals, strict=True):
             self._sequences[sequence.seq] = sequence
             self._scheduler.on_event(arrival)
@@ -210,7 +215,8 @@ class EngineCore:
 
     def _refuse(self, request: Request, why: str) -> None:
         for choice in range(max(1, min(request.params.n, self._limits.max_choices))):
-            self._deltas.append(Delta(id=request.id, choice=choice, tokens=(), finish=FinishReason.ERROR, error=why))
+            self._deltas.append(Delta(id=request.id, choice=choice, tokens=(), finish=FinishReason.ERROR, error=why,
+                                      refused=True))
 
     def _cancel(self, name: str) -> None:
         """`name`: a request id, or `id/choice`."""
@@ -231,9 +237,8 @@ class EngineCore:
                 del self._requests[sequence.request.id]
 
     def _stats(self, token: int) -> Stats:
-        counters = {**self._scheduler.counters, **self._counters,
+        counters = {**self._scheduler.counters, **self._counts.read(),
                     "undeclared_compilations": compile_counter.undeclared,
-                    "programs_compiled": self._programs.compiled, "programs_loaded": self._programs.loaded,
-                    "padded_tokens": self._runner.padded_tokens}
+                    "programs_compiled": self._programs.compiled, "programs_loaded": self._programs.loaded}
         gauges = {**self._scheduler.gauges, "programs_pending": self._programs.pending}
         return Stats(counters=counters, gauges=gauges, token=token)

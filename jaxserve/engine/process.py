@@ -83,6 +83,8 @@ class ProcessClient:
         if self._child is None or self._closing:
             return
         self._closing = True
+        if not self._ready.done():
+            self._child.kill()  # it would look at its socket only after loading
         self._writer.close()
         try:
             await asyncio.to_thread(self._child.wait, drain + 5.0)

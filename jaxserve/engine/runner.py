@@ -32,6 +32,9 @@ class Launched:
     started: float
     done: jax.Array | None = None
     """Ready when the forward is."""
+    tokens: int = 0
+    places: int = 0
+    """What the step computes, without and with padding."""
     rows: list[SeqId] = field(default_factory=list)
     """The sequence of each head row."""
     out: Out | None = None
@@ -50,7 +53,6 @@ class Runner:
         self._slots = slots
         self._tables = [np.full(table.shape, ABSENT, np.int32) for table in kv.tables]
         self._no_masks: dict[int, jax.Array] = {}
-        self.padded_tokens = 0
 
     def launch(self, plan: Plan, sequences: Mapping[SeqId, Sequence], now: float) -> Launched:
         """Starts everything that `plan` asks for and returns at once."""
@@ -59,6 +61,8 @@ class Runner:
         grants = self._admit(plan, sequences)
         rows, tiles = self._forward_bucket(len(plan.decode), len(plan.prefill))
         launched.done = self._forward(plan, rows, tiles, grants)
+        launched.tokens = len(plan.decode) * self._shape.q + sum([work.count for work in plan.prefill])
+        launched.places = rows * self._shape.q + tiles * PAGE_TOKENS
         self._score(plan, sequences, rows, launched)
         self._head(plan, sequences, rows, launched)
         return launched
@@ -118,7 +122,6 @@ class Runner:
         if grants:
             fields = [(g.slot, g.group, g.cls, g.index, g.page) for g in grants]
             grant_fields[:, : len(grants)] = np.array(fields, np.int32).T
-        self.padded_tokens += rows * self._shape.q + tiles * PAGE_TOKENS
         name = forward_name(rows, tiles)
         self._kv, self._slots, done = self._call(name, self._params, self._kv, self._slots, batch)
         return done

@@ -62,12 +62,6 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt
 
-    def admitted(self, now: float, cached: int) -> None:
-        """It has a slot; counts for the first time only, a preempted sequence comes here again."""
-        if self.first_scheduled is None:
-            self.first_scheduled = now
-            self.cached_tokens = cached
-
     def fail(self, why: str) -> None:
         self.finish, self.error = FinishReason.ERROR, why
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxserve.kv.format import AttentionSpec, KVFormat, PageKind, formats
+from jaxserve.kv.format import AttentionSpec, KVFormat, Layer, PageKind, formats
 from jaxserve.kv.meta import ABSENT, Rows
 from jaxserve.types import PAGE_TOKENS, KVGroup
 from pallas_kernels.layouts import Dense
@@ -41,7 +41,7 @@ class DenseFormat(KVFormat):
     def heads_axis(self, group: KVGroup) -> int:
         return 3
 
-    def write_rows(self, pool: jax.Array, layer: int, k: jax.Array, v: jax.Array, rows: Rows) -> jax.Array:
+    def write_rows(self, pool: jax.Array, layer: Layer, k: jax.Array, v: jax.Array, rows: Rows) -> jax.Array:
         count, q_tokens = k.shape[:2]
         token = jnp.arange(q_tokens)
         pages = jnp.where(token < rows.counts[:, None], rows.pages[:, None], ABSENT).reshape(-1)
@@ -49,7 +49,7 @@ class DenseFormat(KVFormat):
         kv = self._finite(jnp.stack([k, v], axis=2)).reshape(count * q_tokens, 2, *k.shape[2:])
         return pool.at[pages, layer, :, :, offsets].set(kv, mode="drop", unique_indices=True)
 
-    def write_tiles(self, pool: jax.Array, layer: int, k: jax.Array, v: jax.Array, tiles: Rows) -> jax.Array:
+    def write_tiles(self, pool: jax.Array, layer: Layer, k: jax.Array, v: jax.Array, tiles: Rows) -> jax.Array:
         # Whole pages: a scatter of tokens is a loop over tokens on CPUs. The tile's token i belongs at offset + i.
         place = jnp.arange(PAGE_TOKENS) - tiles.offsets[:, None]
         inside = (place >= 0) & (place < tiles.counts[:, None])
@@ -60,10 +60,10 @@ class DenseFormat(KVFormat):
         new = jnp.where(inside[:, None, None, :, None], moved, old)
         return pool.at[tiles.pages, layer].set(new, mode="drop", unique_indices=True)
 
-    def attend_rows(self, q: jax.Array, pool: jax.Array, layer: int, rows: Rows, spec: AttentionSpec) -> Attended:
+    def attend_rows(self, q: jax.Array, pool: jax.Array, layer: Layer, rows: Rows, spec: AttentionSpec) -> Attended:
         return self._attend(paged_decode, q, pool, layer, rows, spec)
 
-    def attend_tiles(self, q: jax.Array, pool: jax.Array, layer: int, tiles: Rows, spec: AttentionSpec) -> Attended:
+    def attend_tiles(self, q: jax.Array, pool: jax.Array, layer: Layer, tiles: Rows, spec: AttentionSpec) -> Attended:
         return self._attend(paged_prefill, q, pool, layer, tiles, spec)
 
     def _attend(self, op, q, pool, layer, rows, spec) -> Attended:
@@ -91,7 +91,6 @@ class DenseFormat(KVFormat):
 class BF16(DenseFormat):
     """Dense KV in bfloat16."""
 
-    name = "bf16"
     dtype = jnp.dtype(jnp.bfloat16)
 
 
@@ -100,5 +99,4 @@ class BF16(DenseFormat):
 class F32(DenseFormat):
     """Dense KV in float32."""
 
-    name = "f32"
     dtype = jnp.dtype(jnp.float32)

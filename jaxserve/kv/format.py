@@ -16,6 +16,10 @@ Pool = Any
 """The arrays of one group: a pytree whose leaves have the pages of one class as their first axis."""
 
 
+Layer = int | jax.Array
+"""Index of a layer within its group: static when depth is unrolled, an int32 scalar under a scan."""
+
+
 class AttentionSpec(Protocol):
     """What attention needs to know of a layer. Models bring their own frozen value."""
 
@@ -48,6 +52,7 @@ class KVFormat:
     """
 
     name: ClassVar[str] = ""
+    """Set by `formats.register`."""
     sink_pages: int = 0
     residual_pages: int = 0
 
@@ -59,6 +64,14 @@ class KVFormat:
         """Pytree of `jax.ShapeDtypeStruct`: the pool of `group` with `pages[c]` pages of class c."""
         raise NotImplementedError
 
+    def part(self, pool: Any, cls: int) -> Any:
+        """The arrays of `pool` (or of a pytree like it) that hold pages of class `cls`. One class: all of them."""
+        return pool
+
+    def with_part(self, pool: Any, cls: int, part: Any) -> Any:
+        """`pool` with `part` in place of the arrays of class `cls`."""
+        return part
+
     def heads_axis(self, group: KVGroup) -> Any:
         """Pytree like `payload`: the axis of each array that holds kv_heads."""
         raise NotImplementedError
@@ -67,20 +80,25 @@ class KVFormat:
         """Pages of each class that a sequence holds at most while `pages` of its pages are live."""
         raise NotImplementedError
 
-    def write_rows(self, pool: Pool, layer: int, k: jax.Array, v: jax.Array, rows: Rows) -> Pool:
+    def write_rows(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, rows: Rows) -> Pool:
         """Stores k, v [rows, q_tokens, kv_heads, head_dim] of decode rows at their positions."""
         raise NotImplementedError
 
-    def write_tiles(self, pool: Pool, layer: int, k: jax.Array, v: jax.Array, tiles: Rows) -> Pool:
+    def write_tiles(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, tiles: Rows) -> Pool:
         """Stores k, v [tiles, page_tokens, kv_heads, head_dim] of prefill tiles, each within one page."""
         raise NotImplementedError
 
-    def attend_rows(self, q: jax.Array, pool: Pool, layer: int, rows: Rows, spec: AttentionSpec) -> Attended:
+    def attend_rows(self, q: jax.Array, pool: Pool, layer: Layer, rows: Rows, spec: AttentionSpec) -> Attended:
         """Attention of decode rows, q [rows, q_tokens, heads, head_dim], over all positions up to their own."""
         raise NotImplementedError
 
-    def attend_tiles(self, q: jax.Array, pool: Pool, layer: int, tiles: Rows, spec: AttentionSpec) -> Attended:
+    def attend_tiles(self, q: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec) -> Attended:
         """Attention of prefill tiles, q [tiles, page_tokens, heads, head_dim]."""
+        raise NotImplementedError
+
+    def seal(self, pool: Pool, src: jax.Array, dst: jax.Array) -> Pool:
+        """Two classes: pages dst int32 [n] of class 1 are made from the full pages src of class 0; ids out of range
+        are skipped. A format with one class is never asked to."""
         raise NotImplementedError
 
 
@@ -96,6 +114,7 @@ class Registry:
         def add(cls: type[KVFormat]) -> type[KVFormat]:
             if name in self._formats:
                 raise ValueError(f"KV format {name!r} is registered twice.")
+            cls.name = name
             self._formats[name] = cls
             return cls
 

@@ -14,7 +14,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from jaxserve.engine.client import EngineDead
@@ -102,6 +102,10 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     return error_response(invalid(f"{where}: {first['msg']}", where or None))
 
 
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
 async def _on_failure(request: Request, error: Exception) -> Response:
     request_id = request.scope.get("jaxserve.request_id", "")
     log.error("request %s failed", request_id, exc_info=error)
@@ -117,4 +121,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(EngineDead, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_failure)

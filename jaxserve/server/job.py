@@ -164,7 +164,7 @@ def _raise_error(state: RequestState) -> None:
     if state.error is None:
         return
     message = f"{scrubbed(state.error)}."
-    if not state.generated and not state.metrics.get("queued_s"):
+    if state.refused:
         raise invalid(f"The engine cannot take this request: {message}", "prompt")
     raise ApiError(500, f"Generation failed: {message}", code="generation_failed")
 

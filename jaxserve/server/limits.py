@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from jaxserve.server.errors import ApiError
 
@@ -58,7 +58,3 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 def _too_large(max_bytes: int) -> ApiError:
     return ApiError(413, f"The body is larger than {max_bytes} bytes.")
-
-
-__all__ = ["BODY_TIMEOUT_S", "HEADER_TIMEOUT_S", "MAX_HEADERS", "MAX_HEADER_BYTES", "MAX_PROMPTS", "REQUEST_ID",
-           "ClientDisconnect", "read_body"]

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+from math import inf
 from time import monotonic
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -200,35 +201,37 @@ _KEY = re.compile(r'(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<label>\w+)="(?P<v
 
 
 def engine_families(stats: Stats, labels: Mapping[str, str]) -> list[Metric]:
-    """Families of an engine's statistics. A key may carry one label (`name{reason="pages"}`); `name_bucket{le="8"}`
-    counters with `name_sum` make a histogram."""
+    """Families of an engine's statistics. A key may carry one label (`name{reason="pages"}`); counters
+    `name_bucket{le="8"}`, cumulative as Prometheus has them, and `name_sum` make a histogram."""
     families: dict[str, Metric] = {}
-    buckets: dict[str, dict[float, float]] = defaultdict(dict)
-    sums: dict[str, float] = {}
-    names = {key: _KEY.fullmatch(key) for key in (*stats.counters, *stats.gauges)}
-    histograms = {m["name"].removesuffix("_bucket") for m in names.values() if m and m["label"] == "le"}
+    histograms = _histogram_families(stats.counters, labels)
     for values, kind in ((stats.counters, CounterMetricFamily), (stats.gauges, GaugeMetricFamily)):
         for key, value in values.items():
-            match = names[key]
-            if match is None:
-                continue
-            name = match["name"]
-            if match["label"] == "le":
-                buckets[name.removesuffix("_bucket")][float(match["value"])] = value
-                continue
-            if name.removesuffix("_sum") in histograms:
-                sums[name.removesuffix("_sum")] = value
-                continue
-            if name.removesuffix("_count") in histograms:
+            match = _KEY.fullmatch(key)
+            if match is None or re.sub("_(bucket|sum|count)$", "", match["name"]) in histograms:
                 continue
             own = {match["label"]: match["value"]} if match["label"] else {}
-            base = name.removesuffix("_total") if kind is CounterMetricFamily else name
-            if base not in families:
-                families[base] = kind(base, HELP.get(base, base.replace("_", " ") + "."), labels=[*labels, *own])
-            families[base].add_metric([*labels.values(), *own.values()], value)  # type: ignore[attr-defined]
+            name = match["name"].removesuffix("_total") if kind is CounterMetricFamily else match["name"]
+            if name not in families:
+                families[name] = kind(name, _help(name), labels=[*labels, *own])
+            families[name].add_metric([*labels.values(), *own.values()], value)  # type: ignore[attr-defined]
+    return [*families.values(), *histograms.values()]
+
+
+def _histogram_families(counters: Mapping[str, float], labels: Mapping[str, str]) -> dict[str, Metric]:
+    buckets: dict[str, dict[float, float]] = defaultdict(dict)
+    for key, value in counters.items():
+        match = _KEY.fullmatch(key)
+        if match is not None and match["label"] == "le":
+            buckets[match["name"].removesuffix("_bucket")][float(match["value"])] = value
+    families: dict[str, Metric] = {}
     for name, counts in buckets.items():
-        edges = [("+Inf" if bound == float("inf") else str(bound), count) for bound, count in sorted(counts.items())]
-        family = HistogramMetricFamily(name, HELP.get(name, name), labels=list(labels))
-        family.add_metric(list(labels.values()), edges, sums.get(name, 0.0))
+        edges = [("+Inf" if bound == inf else str(bound), count) for bound, count in sorted(counts.items())]
+        family = HistogramMetricFamily(name, _help(name), labels=list(labels))
+        family.add_metric(list(labels.values()), edges, counters.get(f"{name}_sum", 0.0))
         families[name] = family
-    return list(families.values())
+    return families
+
+
+def _help(name: str) -> str:
+    return HELP.get(name, f"{name.replace('_', ' ').capitalize()}.")

@@ -151,6 +151,7 @@ class RequestState:
         self.cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self.error: str | None = None
+        self.refused = False
         self.metrics: dict[str, float] = {"arrival_time": now}
         self._choices = [_Choice(index, request, tokenizer, eos) for index in range(request.params.n)]
         self._running = len(self._choices)
@@ -176,7 +177,7 @@ class RequestState:
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = list(delta.prompt_logprobs)
         if delta.error is not None:
-            self.error = delta.error
+            self.error, self.refused = delta.error, delta.refused
         if choice.finish is not None:
             return None  # the engine had not read the cancellation yet
         stopped = choice.push(delta)

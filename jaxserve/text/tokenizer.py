@@ -72,8 +72,7 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise ParamError("prompt", f"a prompt must be text, not {type(text).__name__}")
         try:
-            if len(texts) == 1:
-                return [self._backend.encode(texts[0], add_special_tokens=add_special_tokens).ids]
+            # Also for one text: `encode` would hold the interpreter lock meanwhile.
             found = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError):
             raise ParamError("prompt", "the prompt is not valid Unicode: it holds half of a surrogate pair") from None

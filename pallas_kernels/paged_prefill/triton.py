@@ -1,4 +1,4 @@
-"""Paged prefill attention as a Pallas kernel (Triton lowering): one program per tile and query head."""
+"""Paged prefill attention as a Pallas kernel (Triton lowering): one program per block of queries and head."""
 
 from __future__ import annotations
 
@@ -34,13 +34,16 @@ def paged_prefill(
     pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
     group = heads // kv_heads
     arrays = layout.arrays(pool)
+    dtype = layout.dot_dtype(pool)
+    # float32 products run on the scalar units, where a whole tile would not fit into the registers.
+    block = q_tokens if jnp.dtype(dtype).itemsize <= 2 else min(q_tokens, 16)
 
     def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):
         array_refs, (o_ref, m_ref, l_ref) = refs[: len(arrays)], refs[len(arrays) :]
-        tile, head = pl.program_id(0), pl.program_id(1)
+        tile, head, start = pl.program_id(0), pl.program_id(1), pl.program_id(2) * block
         position, count, layer = positions_ref[tile], counts_ref[tile], layer_ref[0]
         first, end = page_range(position, count, window, page_tokens)
-        token = jnp.arange(q_tokens)
+        token = start + jnp.arange(block)
         part = triton_walk(
             q_ref[...],
             jnp.where((token < count) & (position >= 0), position + token, -1),
@@ -59,18 +62,18 @@ def paged_prefill(
         m_ref[...] = part.m
         l_ref[...] = part.l
 
-    per_query = pl.BlockSpec((None, None, q_tokens), lambda t, h: (t, h, 0))
-    per_vector = pl.BlockSpec((None, q_tokens, None, head_dim), lambda t, h: (t, 0, h, 0))
+    per_query = pl.BlockSpec((None, None, block), lambda t, h, b: (t, h, b))
+    per_vector = pl.BlockSpec((None, block, None, head_dim), lambda t, h, b: (t, b, h, 0))
     o, m, l = triton_call(  # noqa: E741
         kernel,
         jnp.asarray(layer, jnp.int32).reshape(1),
         positions,
         counts,
         tables,
-        q.astype(layout.dot_dtype(pool)),
+        q.astype(dtype),
         *arrays,
         name="paged_prefill",
-        grid=(tiles, heads),
+        grid=(tiles, heads, q_tokens // block),
         in_specs=[None] * 4 + [per_vector] + [None] * len(arrays),
         out_specs=[per_vector, per_query, per_query],
         out_shape=[
@@ -78,7 +81,7 @@ def paged_prefill(
             jax.ShapeDtypeStruct((tiles, heads, q_tokens), jnp.float32),
             jax.ShapeDtypeStruct((tiles, heads, q_tokens), jnp.float32),
         ],
-        num_warps=4,
+        num_warps=4 if block == q_tokens else 8,
         num_stages=2,
         interpret=interpret,
     )

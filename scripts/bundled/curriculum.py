@@ -57,7 +57,7 @@ _QUESTIONS = dict(
 )
 _GROWING = dict(restate=0.12, kv=0.24, hop=0.18, needle=0.12, var=0.03, copy=0.03, talk=0.04, dialogue=0.09, text=0.15)
 _OPENING = dict(restate=0.15, kv=0.33, hop=0.14, needle=0.08, var=0.03, copy=0.04, talk=0.05, dialogue=0.08, text=0.10)
-_LONG = dict(restate=0.06, kv=0.27, hop=0.13, needle=0.13, var=0.04, copy=0.04, talk=0.04, dialogue=0.10, text=0.19)
+_LONG = dict(restate=0.04, kv=0.30, hop=0.13, needle=0.15, var=0.04, copy=0.03, talk=0.04, dialogue=0.10, text=0.17)
 
 _RANDOM = (Gate("rand", 0.85, whole=False),)
 _VALUES = (Gate("restate", 0.80, whole=False),)
@@ -79,7 +79,7 @@ CONTINUED = (
     Stage("open-256", 256, 200, _OPENING, _BOTH, made_up_share=0.1, learning_rate=(1.2e-3, 1.2e-3)),
     Stage("open-512", 512, 160, _LONG, _BOTH, made_up_share=0.1, learning_rate=(1.2e-3, 1.2e-3)),
     Stage("open-1024", 1024, 400, _LONG, _SURE, least=200, made_up_share=0.1, learning_rate=(1.2e-3, 8e-4)),
-    Stage("open-2048", 2048, 500, _LONG, made_up_share=0.1, learning_rate=(8e-4, 4e-5)),
+    Stage("open-2048", 2048, 540, _LONG, made_up_share=0.1, learning_rate=(8e-4, 4e-5)),
 )
 """For weights that already look up words of closed lists: opens the word lists, then the length."""
 

@@ -44,11 +44,6 @@ class Recall:
     def token_share(self) -> float:
         return self.right_tokens / max(self.answer_tokens, 1)
 
-    @property
-    def noise(self) -> float:
-        """Standard error of `share`."""
-        return float(np.sqrt(max(self.share * (1 - self.share), 1e-9) / max(self.answers, 1)))
-
 
 @cache
 def make_predict(model: Model) -> Predict:
@@ -105,7 +100,10 @@ def bits_per_byte(
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table: a task in one format, over some words and relations, on `times` as many documents."""
+    """One row of the table: a task in one format, over some words and relations, on `times` as many documents.
+
+    `by_token` counts tokens instead of whole answers: for long ones.
+    """
 
     name: str
     task: str
@@ -113,6 +111,7 @@ class Cell:
     unseen: bool = False
     relation: str = ""
     times: int = 1
+    by_token: bool = False
 
     def world(self, world: World, words: Words) -> World:
         """Held-out text comes with `world`, words and relations from the cell."""
@@ -122,7 +121,7 @@ class Cell:
 
 
 CELLS = tuple(
-    Cell(name, task, style, unseen, relation, times)
+    Cell(name, task, style, unseen, relation, times, task == "copy")
     for name, task, unseen, relation, times in (
         ("key-value", "kv", False, "", 2),
         ("key-value, 4-digit code", "kv", False, "code", 1),
@@ -132,7 +131,7 @@ CELLS = tuple(
         ("key-value, unseen key words", "kv", True, "", 2),
         ("two-hop, unseen words", "hop", True, "", 1),
         ("latest value", "var", False, "", 1),
-        ("copy a list", "copy", False, "", 2),
+        ("copy a list, tokens", "copy", False, "", 2),
     )
     for style in ("qa", "chat")
 )
@@ -156,7 +155,10 @@ def table(
         rows = task_batches(tokenizer, cell.world(world, words), cell.task, length, documents * cell.times, fresh)
         found = recall(predict, params, rows)
         where = {"task": cell.name, "format": cell.format, "tokens": length}
-        counts = {"share": round(found.share, 4), "standard_error": round(found.noise, 4), "answers": found.answers}
+        right, asked = (found.right_tokens, found.answer_tokens) if cell.by_token else (found.right, found.answers)
+        share = right / max(asked, 1)
+        noise = (share * (1 - share) / max(asked, 1)) ** 0.5
+        counts = {"share": round(share, 4), "standard_error": round(noise, 4), "answers": asked}
         records.append(where | counts)
     return records
 

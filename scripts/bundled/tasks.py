@@ -15,7 +15,6 @@ from scripts.bundled.facts import RELATIONS, Fact, Lexicon, Relation, draw_facts
 
 ANSWER, TEXT, COPIED, GIVEN = 3.0, 1.0, 1.5, 0.05  # loss weights: a given token is one that nothing before it tells
 STORIES = ("kids_stories", "kids_stories", "kids_stories", "books", "expository")
-_FORMATS = ("qa", "chat")
 
 
 class Span(NamedTuple):
@@ -36,7 +35,7 @@ class World:
     lexicon: Lexicon
     count: Callable[[str], int]
     relations: tuple[Relation, ...] = RELATIONS
-    formats: tuple[str, ...] = ("qa", "qa", "qa", "chat", "chat")
+    formats: tuple[str, ...] = ("qa", "chat")
 
 
 Task = Callable[[Random, World, int], list[Span]]

@@ -114,21 +114,20 @@ class Trainer:
         self, state: TrainState, progress: Progress, stop_at: float, left: float
     ) -> tuple[TrainState, Progress]:
         stage, saved, logged = self.stages[progress.stage], time.time(), time.time()
-        totals = np.zeros(3)
+        totals: list[np.ndarray] = []
         feed = batches(self.prepared.source(stage, str(self.seed)), stage.rows, progress.step)
         tokens = stage.rows * stage.length
         while progress.step < stage.most and left > 0 and time.time() < stop_at:
             started = time.time()
             batch = {name: jnp.asarray(array) for name, array in next(feed).items()}
-            state, numbers = self.step(
-                state, batch, jnp.float32(stage.rate(progress.step) * min(1.0, (progress.steps + 1) / WARM_UP))
-            )
-            totals += np.asarray(numbers)
+            rate = stage.rate(progress.step) * min(1.0, (progress.steps + 1) / WARM_UP)
+            state, numbers = self.step(state, batch, jnp.float32(rate))
+            totals.append(np.asarray(numbers))
             progress, left = progress.stepped(tokens, time.time() - started), left - 1
             if progress.step % LOG_EVERY == 0:
                 now = time.time()
-                self._log(stage, progress, totals, LOG_EVERY * tokens / (now - logged))
-                totals, logged = np.zeros(3), now
+                self._log(stage, progress, np.stack(totals), len(totals) * tokens / (now - logged))
+                totals, logged = [], now
             if progress.step % self.gate_every == 0 and self._gates_open(stage, state, progress):
                 break
             if time.time() - saved > self.save_seconds:
@@ -142,7 +141,7 @@ class Trainer:
         return state, progress
 
     def _log(self, stage: Stage, progress: Progress, totals: np.ndarray, speed: float) -> None:
-        loss, right, asked = totals[0] / LOG_EVERY, totals[1], max(totals[2], 1)
+        loss, right, asked = float(totals[:, 0].mean()), totals[:, 1].sum(), max(totals[:, 2].sum(), 1)
         left = stage.most - progress.step + sum(s.most for s in self.stages[progress.stage + 1 :])
         minutes = int(left * stage.rows * stage.length / speed / 60)
         self.say(
@@ -151,7 +150,9 @@ class Trainer:
         )
         with self.records.open("a") as file:
             file.write(
-                json.dumps({**asdict(progress), "stage": stage.name, "loss": loss, "answer_tokens": right / asked})
+                json.dumps(
+                    {**asdict(progress), "stage": stage.name, "loss": loss, "answer_tokens": float(right / asked)}
+                )
                 + "\n"
             )
 

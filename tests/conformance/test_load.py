@@ -43,6 +43,15 @@ def test_hanging_up_in_the_middle_of_a_stream(server: Server):
     server.wait_idle(5)
 
 
+def test_hanging_up_in_the_middle_of_the_body(server: Server):
+    with socket.create_connection(server.address, timeout=30) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: 1000\r\n\r\n{\"prompt\"")
+        time.sleep(0.1)
+    time.sleep(0.1)
+    assert not any("Traceback" in line for line in server.lines)
+
+
 def test_hanging_up_before_the_first_token_while_prefilling_and_queued(server: Server):
     prompt = [5 + i % 300 for i in range(1500)]
     connections = [raw_post(server, {"prompt": [7 + i, *prompt], "max_tokens": 100, "stream": True}) for i in range(24)]

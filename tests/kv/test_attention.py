@@ -1,0 +1,179 @@
+"""attend_layer against dense attention in float64: any mix of chunks, tiles and decode rows gives the same result."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve.kv import ABSENT, KVState, allocate, attend_layer, build_meta, formats, kv_shapes
+from jaxserve.kv.pages import grant
+from jaxserve.types import PAGE_TOKENS, KVGroup
+
+HEADS, KV_HEADS, DIM, LAYERS, SLOTS, PAGES = 4, 2, 64, 2, 5, 24
+LENGTH = 300
+
+
+class Spec(NamedTuple):
+    scale: float = DIM**-0.5
+    window: int | None = None
+    softcap: float | None = None
+
+
+PLAIN = Spec()
+
+
+class Work(NamedTuple):
+    slot: int
+    start: int
+    count: int
+
+
+def new_state(dtype: str = "f32", **options) -> KVState:
+    """Slots 1 and 3 have pages for LENGTH tokens each, in scattered order."""
+    group = KVGroup(layers=tuple(range(LAYERS)), kv_heads=KV_HEADS, head_dim=DIM)
+    kv = allocate(kv_shapes([group], [formats.get(dtype, **options)], [(PAGES,)], SLOTS, LENGTH))
+    need = -(-LENGTH // PAGE_TOKENS)
+    ids = np.random.default_rng(0).permutation(PAGES)[: 2 * need].astype(np.int32)
+    slots = np.repeat(np.array([1, 3], np.int32), need)
+    indices = np.tile(np.arange(need, dtype=np.int32), 2)
+    return grant(kv, 0, jnp.zeros(2 * need, jnp.int32), slots, indices, ids)
+
+
+@functools.cache
+def sequence(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """q [LENGTH, heads, dim], k and v [LENGTH, kv_heads, dim]."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal((LENGTH, h, DIM)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
+
+
+def dense(seed: int, window: int | None = None) -> np.ndarray:
+    q, k, v = (x.astype(np.float64) for x in sequence(seed))
+    k, v = (np.repeat(x, HEADS // KV_HEADS, axis=1) for x in (k, v))
+    s = np.einsum("qhd,khd->hqk", q, k) * DIM**-0.5
+    i = np.arange(LENGTH)
+    seen = i[None] <= i[:, None]
+    if window:
+        seen &= i[None] > i[:, None] - window
+    w = np.where(seen, np.exp(s - s.max(-1, keepdims=True)), 0)
+    return np.einsum("hqk,khd->qhd", w / w.sum(-1, keepdims=True), v)
+
+
+@functools.partial(jax.jit, static_argnames="spec", donate_argnums=0)
+def step(kv: KVState, q, k, v, rows, tiles, *, spec: Spec):
+    meta = build_meta(kv.tables, *rows, *tiles)
+    return attend_layer(kv, 0, 1, q, k, v, meta, spec)
+
+
+def run(kv: KVState, rows: Sequence[Work], tiles: Sequence[Work], width: int, spec: Spec = PLAIN):
+    """One step in a bucket of 3 rows of `width` tokens and 2 tiles; what is padding holds NaN. Slot s holds sequence s.
+
+    Returns the state and {(slot, position): output}.
+    """
+    flat: list[list[np.ndarray]] = [[], [], []]
+    ints = []
+    for works, bucket, tokens in ((rows, 3, width), (tiles, 2, PAGE_TOKENS)):
+        if not works:
+            ints.append((np.zeros(0, np.int32),) * 3)
+            continue
+        padded = [*works, *[Work(SLOTS, 7, 0)] * (bucket - len(works))]
+        ints.append(tuple(np.array(column, np.int32) for column in zip(*padded, strict=True)))
+        for work in padded:
+            for out, x in zip(flat, sequence(work.slot), strict=True):
+                block = np.full((tokens, *x.shape[1:]), np.nan, np.float32)
+                block[: work.count] = x[work.start : work.start + work.count]
+                out.append(block)
+    kv, out = step(kv, *(np.concatenate(x) for x in flat), *ints, spec=spec)
+    o = np.asarray(out)
+    got, at = {}, 0
+    for works, bucket, tokens in ((rows, 3, width), (tiles, 2, PAGE_TOKENS)):
+        for i, work in enumerate(works):
+            for t in range(work.count):
+                got[work.slot, work.start + t] = o[at + i * tokens + t]
+        at += bucket * tokens if works else 0
+    assert np.all(np.isfinite(o))
+    return kv, got
+
+
+def generate(kv: KVState, spec: Spec = PLAIN) -> dict[tuple[int, int], np.ndarray]:
+    """Slot 1 by chunks and decode rows of 1 and 2 tokens, slot 3 beside it by other chunks."""
+    got = {}
+    for rows, tiles in [
+        ((), (Work(1, 0, 64), Work(3, 0, 40))),
+        ((), (Work(1, 64, 64), Work(3, 40, 24))),
+        ((Work(1, 128, 2),), (Work(3, 64, 64), Work(3, 128, 64))),
+        ((Work(1, 130, 1),), (Work(3, 192, 64), Work(3, 256, 30))),
+        *(((Work(1, p, 1),), ()) for p in range(131, 192)),
+        ((Work(3, 286, 2), Work(1, 192, 1)), ()),
+        ((Work(1, 193, 2), Work(3, 288, 1)), ()),
+    ]:
+        kv, new = run(kv, rows, tiles, 2, spec)
+        got |= new
+    return got
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window", "tolerance"), [("f32", None, 2e-6), ("f32", 70, 2e-6), ("bf16", None, 2e-2)]
+)
+def test_equals_dense_attention(dtype: str, window: int | None, tolerance: float) -> None:
+    got = generate(new_state(dtype), Spec(window=window))
+    assert len(got) == 195 + 289
+    for (slot, position), o in got.items():
+        np.testing.assert_allclose(o, dense(slot, window)[position], atol=tolerance)
+
+
+def test_batch_invariant_bits() -> None:
+    """Backend `tiled`: chunks, decode rows and crowds change no bit."""
+    got = generate(new_state(backend="tiled"))
+    kv, whole = new_state(backend="tiled"), {}
+    for start in range(0, 256, 128):
+        kv, new = run(kv, (), (Work(3, start, 64), Work(3, start + 64, 64)), 1)
+        whole |= new
+    for key, o in whole.items():
+        assert np.array_equal(o, got[key])
+
+
+def test_writes_touch_their_positions_only() -> None:
+    kv = new_state()
+    pool = jnp.asarray(np.random.default_rng(5).standard_normal(kv.pools[0].shape), jnp.float32)
+    before, table = np.array(pool), np.asarray(kv.tables[0])[0]
+    kv, _ = run(replace(kv, pools=(pool,)), (Work(1, 62, 2), Work(3, 5, 1)), (Work(3, 70, 50),), 2)
+    after = np.asarray(kv.pools[0])
+    written = {(1, 62), (1, 63), (3, 5), *((3, p) for p in range(70, 120))}
+    for slot, position in written:
+        place = (table[slot, position // PAGE_TOKENS], 1, slice(None), slice(None), position % PAGE_TOKENS)
+        expected = np.stack([x[position] for x in sequence(slot)[1:]])
+        assert np.array_equal(after[place], expected)
+        before[place] = expected
+    assert np.array_equal(before, after)
+
+
+def test_a_pool_stays_finite() -> None:
+    """What one sequence writes cannot reach another, whatever it is."""
+    kv = new_state()
+    q, k, v = (jnp.ones((1, h, DIM)) for h in (HEADS, KV_HEADS, KV_HEADS))
+    none = (jnp.zeros(0, jnp.int32),) * 3
+    kv, _ = step(
+        kv, q, k * jnp.nan, v * jnp.inf, tuple(jnp.array([i], jnp.int32) for i in (1, 0, 1)), none, spec=Spec()
+    )
+    assert np.all(np.isfinite(kv.pools[0]))
+
+
+def test_a_slot_without_pages_writes_nothing() -> None:
+    kv = new_state()
+    assert np.all(np.asarray(kv.tables[0])[0, 2] == ABSENT)
+    kv, _ = run(kv, (Work(2, 3, 1),), (Work(4, 64, 64),), 1)
+    assert not np.any(kv.pools[0])
+
+
+def test_tokens_that_do_not_fit_are_named() -> None:
+    kv = new_state()
+    meta = build_meta(kv.tables, *(jnp.zeros(0, jnp.int32),) * 3, *(jnp.zeros(1, jnp.int32),) * 3)
+    with pytest.raises(ValueError, match="3 tokens do not fit a step with 64 tile tokens"):
+        attend_layer(kv, 0, 0, *(jnp.zeros((3, h, DIM)) for h in (4, 2, 2)), meta, Spec())

@@ -1,0 +1,94 @@
+"""Whole pages and table entries: grants, copies, staging, and the wire form."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve.kv import ABSENT, KVState, allocate, formats, kv_shapes
+from jaxserve.kv.pages import copy_pages, gather_pages, grant, scatter_pages
+from jaxserve.kv.wire import BadPageError, export_page, import_page
+from jaxserve.types import KVGroup
+
+GROUPS = [KVGroup(layers=(0, 2), kv_heads=2, head_dim=16), KVGroup(layers=(1,), kv_heads=1, head_dim=16, window=64)]
+
+
+def ints(*values: int) -> jax.Array:
+    return jnp.array(values, jnp.int32)
+
+
+def state(dtype: str = "f32") -> KVState:
+    kv = allocate(kv_shapes(GROUPS, [formats.get(dtype)] * 2, [(6,), (4,)], 3, 200))
+    rng = np.random.default_rng(0)
+    pools = tuple(jnp.asarray(rng.standard_normal(p.shape), p.dtype) for p in kv.pools)
+    return KVState(pools, kv.tables, kv.formats)
+
+
+def test_shapes() -> None:
+    kv = state("bf16")
+    assert kv.pools[0].shape == (6, 2, 2, 2, 64, 16) and kv.pools[0].dtype == jnp.bfloat16
+    assert kv.pools[1].shape == (4, 1, 2, 1, 64, 16)
+    assert [t.shape for t in kv.tables] == [(1, 3, 4)] * 2
+    assert all(np.all(np.asarray(t) == ABSENT) for t in kv.tables)
+
+
+def test_grants_out_of_range_are_dropped() -> None:
+    kv = jax.jit(grant, static_argnums=1)(state(), 1, ints(0, 0, 0), ints(2, 0, 3), ints(1, 3, 0), ints(3, 0, 2))
+    table = np.asarray(kv.tables[1])[0]
+    assert table[2, 1] == 3 and table[0, 3] == 0
+    assert np.sum(table != ABSENT) == 2 and np.all(np.asarray(kv.tables[0]) == ABSENT)
+
+
+def test_copies_are_in_place_and_exact() -> None:
+    pool = state().pools[0]
+    before = np.asarray(pool)
+    copy = jax.jit(copy_pages, donate_argnums=0).lower(pool, ints(0, 0), ints(0, 0)).compile()
+    assert copy.memory_analysis().alias_size_in_bytes == pool.nbytes
+    after = np.asarray(copy(pool, ints(4, ABSENT), ints(1, ABSENT)))
+    assert np.array_equal(after[1], before[4])
+    assert np.array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
+
+
+def test_staging_round_trip() -> None:
+    pool = state().pools[0]
+    staged = gather_pages(pool, ints(5, 2, ABSENT))
+    back = scatter_pages(jnp.zeros_like(pool), ints(0, 3, ABSENT), staged)
+    assert np.array_equal(back[0], pool[5]) and np.array_equal(back[3], pool[2])
+    assert not np.any(back[jnp.array([1, 2, 4, 5])])
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_wire_round_trip(dtype: str) -> None:
+    kv = state(dtype)
+    page = gather_pages(kv.pools[0], ints(3))
+    record = export_page(kv.formats[0], 0, page, b"chain")
+    header, back = import_page(kv.formats[0], GROUPS[0], record)
+    assert header.identity == b"chain" and header.format == dtype
+    assert np.array_equal(back.view(np.uint8), np.asarray(page).view(np.uint8))
+
+
+def test_bad_records_are_refused() -> None:
+    kv = state()
+    record = export_page(kv.formats[0], 0, gather_pages(kv.pools[0], ints(3)), b"")
+    flipped = bytearray(record)
+    flipped[-1] ^= 1
+    for bad, group, dtype, message in [
+        (record[:-1], 0, "f32", "damaged"),
+        (bytes(flipped), 0, "f32", "damaged"),
+        (record, 1, "f32", "this pool needs"),
+        (record, 0, "bf16", "in format 'f32', this pool is in 'bf16'"),
+        (b"PNG" + record, 0, "f32", "not a KV page"),
+        (record[:20], 0, "f32", "header"),
+    ]:
+        with pytest.raises(BadPageError, match=message):
+            import_page(formats.get(dtype), GROUPS[group], bad)
+    nan = jnp.full((1, 2, 2, 2, 64, 16), jnp.nan)
+    with pytest.raises(BadPageError, match="not finite"):
+        import_page(kv.formats[0], GROUPS[0], export_page(kv.formats[0], 0, nan, b""))
+
+
+def test_unknown_formats_are_named() -> None:
+    with pytest.raises(ValueError, match="--kv-cache-dtype fp3 is not known; choose one of bf16, f32"):
+        formats.get("fp3")
