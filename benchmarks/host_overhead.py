@@ -61,23 +61,43 @@ def engine(rows: int, length: int) -> tuple[EngineCore, Inbox, list]:
     config = read_config(bundled.path())
     model = Model.from_config(config, "float32")
     shape = EngineShape(slots=rows, max_len=length, q=1, decode=(rows,), tiles=(32,))
-    layout = SlotLayout(slots=rows, max_len=length, vocab=config.vocab_size, hidden_rows=shape.hidden_rows,
-                        hidden_dim=config.hidden)
+    layout = SlotLayout(
+        slots=rows, max_len=length, vocab=config.vocab_size, hidden_rows=shape.hidden_rows, hidden_dim=config.hidden
+    )
     pages = rows * (length // 64)
     classes = (PageClasses(classes=(PageClass(name="dense", pages=pages, bytes=1),)),)
     kv = kv_shapes(model.kv_groups(), [formats.get("f32")], [(pages,)], rows, length)
-    functions = StepFunctions(model, shape, layout, LinearContext(), None, model.abstract_params(), kv,
-                              state.shapes(layout))
+    functions = StepFunctions(
+        model, shape, layout, LinearContext(), None, model.abstract_params(), kv, state.shapes(layout)
+    )
     device = InstantDevice()
     device.declare(functions.programs())
-    limits = Limits(max_num_seqs=rows, max_num_batched_tokens=shape.budget + rows, max_model_len=length, max_tiles=32,
-                    max_decode_rows=rows)
-    ready = Ready(limits=ModelLimits(vocab_size=config.vocab_size, max_model_len=length), num_pages=(pages,),
-                  page_tokens=64, max_num_seqs=rows, startup_s=0.0)
+    limits = Limits(
+        max_num_seqs=rows,
+        max_num_batched_tokens=shape.budget + rows,
+        max_model_len=length,
+        max_tiles=32,
+        max_decode_rows=rows,
+    )
+    ready = Ready(
+        limits=ModelLimits(vocab_size=config.vocab_size, max_model_len=length),
+        num_pages=(pages,),
+        page_tokens=64,
+        max_num_seqs=rows,
+        startup_s=0.0,
+    )
     inbox, said = Inbox(), []
     runner = Runner(functions, device, None, kv, state.shapes(layout))
-    core = EngineCore(Scheduler(make_policy("sarathi"), limits, classes), runner, device, ready, "bench", inbox,
-                      said.append, prefix_caching=True)
+    core = EngineCore(
+        Scheduler(make_policy("sarathi"), limits, classes),
+        runner,
+        device,
+        ready,
+        "bench",
+        inbox,
+        said.append,
+        prefix_caching=True,
+    )
     return core, inbox, said
 
 
@@ -99,11 +119,13 @@ def main() -> None:
         start = time.thread_time()
         core.step()
         samples.append((time.thread_time() - start) * 1e3)
-    tokens = sum(len(delta.tokens) for message in said[-args.steps:] for delta in message.deltas)
+    tokens = sum(len(delta.tokens) for message in said[-args.steps :] for delta in message.deltas)
     print(f"jax {jax.__version__}, {args.rows} sequences, {tokens / args.steps:.0f} tokens a step")
     ordered = sorted(samples)
-    print(f"host ms a step: mean {statistics.mean(samples):.2f}, median {ordered[len(ordered) // 2]:.2f}, "
-          f"p99 {ordered[int(len(ordered) * 0.99)]:.2f}")
+    print(
+        f"host ms a step: mean {statistics.mean(samples):.2f}, median {ordered[len(ordered) // 2]:.2f}, "
+        f"p99 {ordered[int(len(ordered) * 0.99)]:.2f}"
+    )
 
 
 if __name__ == "__main__":

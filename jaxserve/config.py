@@ -1,7 +1,7 @@
-"""The one definition of every option: CLI flags, YAML keys, server options and the reference docs derive from it. No jax.
+"""The one definition of every option: CLI flags, YAML keys, server options and reference docs derive from it. No jax.
 
-A part is a frozen dataclass; `option(...)` gives a field its help, its parser and its choices. `EngineConfig` is what an
-engine needs; `ServerConfig` adds HTTP. Spelling follows vLLM where vLLM has the option.
+A part is a frozen dataclass; `option(...)` gives a field its help, its parser and its choices. `EngineConfig` is what
+an engine needs; `ServeConfig` adds HTTP. Spelling follows vLLM where vLLM has the option.
 """
 
 from __future__ import annotations
@@ -23,15 +23,34 @@ class ConfigError(ValueError):
     """An option that does not exist or whose value cannot be honoured."""
 
 
-def option(default: Any, help: str, *, choices: Sequence[str] | None = None, parse: Callable[[str], Any] | None = None,
-           low: float | None = None, high: float | None = None, cli: bool = True) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    cli: bool = True,
+) -> Any:
     """A config field. `parse` reads the text of a flag; `low`/`high` bound a number; `cli` False keeps it to YAML."""
-    return field(default=default, metadata={"help": help, "choices": choices, "parse": parse, "low": low, "high": high,
-                                            "cli": cli})
+    return field(
+        default=default,
+        metadata={"help": help, "choices": choices, "parse": parse, "low": low, "high": high, "cli": cli},
+    )
 
 
-_SIZES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4,
-          "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_SIZES = {
+    "": 1,
+    "k": 1000,
+    "m": 1000**2,
+    "g": 1000**3,
+    "t": 1000**4,
+    "K": 1024,
+    "M": 1024**2,
+    "G": 1024**3,
+    "T": 1024**4,
+}
 
 
 def human_int(text: str | int) -> int:
@@ -44,42 +63,61 @@ def human_int(text: str | int) -> int:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    model: str | None = option(None, "Folder in Hugging Face layout, a folder made by `jaxserve convert`, or a hub id. "
-                                     "Without it: the bundled model.")
+    model: str | None = option(
+        None,
+        "Folder in Hugging Face layout, a folder made by `jaxserve convert`, or a hub id. "
+        "Without it: the bundled model.",
+    )
     revision: str | None = option(None, "Branch, tag or commit of a hub id.")
     tokenizer: str | None = option(None, "Folder or hub id of the tokenizer, when it is not the model's.")
     served_model_name: tuple[str, ...] = option((), "Names that clients may use; the first is the one reported.")
-    dtype: str = option("auto", "Type of weights and activations. auto: the checkpoint's on a GPU, float32 on a CPU "
-                                "(XLA's bfloat16 is slower there).",
-                        choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = option(
+        "auto",
+        "Type of weights and activations. auto: the checkpoint's on a GPU, float32 on a CPU "
+        "(XLA's bfloat16 is slower there).",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     quantization: str | None = option(None, "Quantize the weights while loading.", choices=("int8",))
-    max_model_len: int | None = option(None, "Longest sequence, prompt and answer together. Default: the model's own.",
-                                       parse=human_int, low=1)
+    max_model_len: int | None = option(
+        None, "Longest sequence, prompt and answer together. Default: the model's own.", parse=human_int, low=1
+    )
     seed: int = option(0, "Seeds requests that bring no seed of their own.")
     chat_template: str | None = option(None, "File with a Jinja chat template, instead of the tokenizer's.")
-    generation_config: str = option("auto", "auto: defaults for sampling come from the model's generation_config.json; "
-                                            "none: jaxserve's own.", choices=("auto", "none"))
+    generation_config: str = option(
+        "auto",
+        "auto: defaults for sampling come from the model's generation_config.json; none: jaxserve's own.",
+        choices=("auto", "none"),
+    )
 
 
 @dataclass(frozen=True)
 class CacheOptions:
-    kv_cache_dtype: str = option("auto", "Format of the KV cache. auto: the type of the activations.",
-                                 choices=("auto", "bf16", "f32"))
+    kv_cache_dtype: str = option(
+        "auto", "Format of the KV cache. auto: the type of the activations.", choices=("auto", "bf16", "f32")
+    )
     gpu_memory_utilization: float = option(0.9, "Share of the GPU's memory that the engine may use.", low=0.05, high=1)
-    kv_cache_memory: int | None = option(None, "Bytes for the KV cache, instead of what is free. Default on a CPU: "
-                                               "256MiB.", parse=human_int, low=1)
+    kv_cache_memory: int | None = option(
+        None, "Bytes for the KV cache, instead of what is free. Default on a CPU: 256MiB.", parse=human_int, low=1
+    )
     enable_prefix_caching: bool = option(True, "Reuse the KV of prompt beginnings seen before.")
 
 
 @dataclass(frozen=True)
 class SchedulerOptions:
-    scheduling_policy: str = option("sarathi", "Who computes next: sarathi (chunked prefill beside decodes), fcfs "
-                                               "(prefill first), static (request-level batches).")
-    max_num_seqs: int | None = option(None, "Sequences running at once. Default: 256 on a GPU, 32 on a CPU.",
-                                      parse=human_int, low=1, high=4096)
-    max_num_batched_tokens: int | None = option(None, "Token budget of a step. Default: 2048 on a GPU, 512 on a CPU.",
-                                                parse=human_int, low=64)
-    max_queued_requests: int = option(2048, "Requests that may wait; more are refused with 503.", parse=human_int, low=1)
+    scheduling_policy: str = option(
+        "sarathi",
+        "Who computes next: sarathi (chunked prefill beside decodes), fcfs "
+        "(prefill first), static (request-level batches).",
+    )
+    max_num_seqs: int | None = option(
+        None, "Sequences running at once. Default: 256 on a GPU, 32 on a CPU.", parse=human_int, low=1, high=4096
+    )
+    max_num_batched_tokens: int | None = option(
+        None, "Token budget of a step. Default: 2048 on a GPU, 512 on a CPU.", parse=human_int, low=64
+    )
+    max_queued_requests: int = option(
+        2048, "Requests that may wait; more are refused with 503.", parse=human_int, low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -89,8 +127,11 @@ class ParallelOptions:
 
 @dataclass(frozen=True)
 class SpeculativeOptions:
-    speculative_method: str | None = option(None, "Propose tokens and verify several at once. ngram: look them up in "
-                                                  "the sequence's own text.", choices=("ngram",))
+    speculative_method: str | None = option(
+        None,
+        "Propose tokens and verify several at once. ngram: look them up in the sequence's own text.",
+        choices=("ngram",),
+    )
     num_speculative_tokens: int = option(4, "Tokens proposed per step.", low=1, high=15)
     prompt_lookup_max: int = option(3, "Longest n-gram to look up.", low=1, high=8)
     prompt_lookup_min: int = option(1, "Shortest n-gram to look up.", low=1, high=8)
@@ -100,12 +141,15 @@ class SpeculativeOptions:
 class RuntimeOptions:
     device: str = option("auto", "Where to run.", choices=("auto", "cpu", "cuda"))
     batch_invariant: bool = option(False, "Same bits for a request whatever shares its batch, at some cost in speed.")
-    wait_for_buckets: bool = option(False, "Compile every program before the first request instead of in the "
-                                           "background.")
-    decode_buckets: tuple[int, ...] = option((), "Numbers of decode rows to compile for. Default: 1, 4, 16, ... up to "
-                                                 "max_num_seqs.")
-    tile_buckets: tuple[int, ...] = option((), "Numbers of 64-token prefill tiles to compile for. Default: 1, 2, 4, "
-                                               "... up to the token budget.")
+    wait_for_buckets: bool = option(
+        False, "Compile every program before the first request instead of in the background."
+    )
+    decode_buckets: tuple[int, ...] = option(
+        (), "Numbers of decode rows to compile for. Default: 1, 4, 16, ... up to max_num_seqs."
+    )
+    tile_buckets: tuple[int, ...] = option(
+        (), "Numbers of 64-token prefill tiles to compile for. Default: 1, 2, 4, ... up to the token budget."
+    )
     compile_cache: str | None = option(None, "Folder for compiled programs. Default: ~/.cache/jaxserve. none: off.")
     record: str | None = option(None, "File to record scheduler events and plans in, for replay.")
 
@@ -274,12 +318,25 @@ def add_arguments(parser: argparse.ArgumentParser, config: type) -> None:
         text = leaf.metadata["help"] + _default_text(leaf)
         flag = "--" + name.replace("_", "-")
         if kind is bool:
-            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
-                               help=text.replace("%", "%%"))
+            group.add_argument(
+                flag,
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=text.replace("%", "%%"),
+            )
         else:
-            metavar = "{" + ",".join(leaf.metadata["choices"]) + "}" if leaf.metadata["choices"] else kind.__name__.upper()
-            group.add_argument(flag, dest=name, default=argparse.SUPPRESS, nargs="+" if many else None,
-                               metavar=metavar, help=text.replace("%", "%%"))
+            metavar = (
+                "{" + ",".join(leaf.metadata["choices"]) + "}" if leaf.metadata["choices"] else kind.__name__.upper()
+            )
+            group.add_argument(
+                flag,
+                dest=name,
+                default=argparse.SUPPRESS,
+                nargs="+" if many else None,
+                metavar=metavar,
+                help=text.replace("%", "%%"),
+            )
 
 
 def _default_text(leaf: dataclasses.Field) -> str:

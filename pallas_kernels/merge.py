@@ -7,6 +7,7 @@ exp(s_j - m)`. Parts over disjoint keys merge into the part over all of them, in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,12 +30,12 @@ def merge(parts: Sequence[Attended]) -> Attended:
     """The part over all keys of `parts`, which must have seen disjoint keys. A part without keys changes no bit."""
     if not parts:
         raise ValueError("merge() needs at least one part.")
-    m = parts[0].m
-    for part in parts[1:]:
-        m = jnp.maximum(m, part.m)
-    weights = [jnp.exp(part.m - m) for part in parts]
-    o = sum(part.o * w[..., None] for part, w in zip(parts, weights, strict=True))
-    l = sum(part.l * w for part, w in zip(parts, weights, strict=True))  # noqa: E741
+    m = functools.reduce(jnp.maximum, (part.m for part in parts))
+    scaled = []
+    for part in parts:
+        weight = jnp.exp(part.m - m)
+        scaled.append((part.o * weight[..., None], part.l * weight))
+    o, l = functools.reduce(lambda a, b: (a[0] + b[0], a[1] + b[1]), scaled)  # noqa: E741
     return Attended(o, m, l)
 
 

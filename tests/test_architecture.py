@@ -23,8 +23,15 @@ LEVELS = [
 ]
 LEVEL = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 WITHIN_LEVEL = {
-    ("api", "engine"), ("eval", "engine"), ("aot", "engine"), ("eval", "api"), ("batch", "server"),
-    ("sampling", "speculative"), ("speculative", "sampling"), ("checkpoint", "models"), ("api", "bundled"),
+    ("api", "engine"),
+    ("eval", "engine"),
+    ("aot", "engine"),
+    ("eval", "api"),
+    ("batch", "server"),
+    ("sampling", "speculative"),
+    ("speculative", "sampling"),
+    ("checkpoint", "models"),
+    ("api", "bundled"),
 }
 """Arrows inside a level. Sampling and speculation are two halves of the head."""
 
@@ -80,8 +87,9 @@ def test_kernels_know_nothing_of_the_package() -> None:
         assert not {name for name in imports(path) if name.startswith("jaxserve")}, path
 
 
-@pytest.mark.parametrize("module", ["jaxserve.server.main", "jaxserve.engine.process", "jaxserve.api", "jaxserve.text",
-                                    "jaxserve.cli"])
+@pytest.mark.parametrize(
+    "module", ["jaxserve.server.main", "jaxserve.engine.process", "jaxserve.api", "jaxserve.text", "jaxserve.cli"]
+)
 def test_api_process_has_no_jax(module: str) -> None:
     code = f"import sys, {module}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

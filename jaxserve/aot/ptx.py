@@ -42,8 +42,8 @@ def ptxas() -> str:
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if (path := Path(folder) / "bin" / "ptxas").exists():
                 return str(path)
-    if path := shutil.which("ptxas"):
-        return path
+    if found := shutil.which("ptxas"):
+        return found
     raise PtxasMissingError("ptxas is missing: pip install 'jaxserve[aot]'")
 
 

@@ -1,7 +1,7 @@
 """How a front end talks to an engine core, wherever the core runs. Imports no jax; knows nothing of text or HTTP.
 
-`ThreadClient` runs the core on a thread of this process (library, batch jobs), `ProcessClient` starts it as a process of
-its own behind a Unix socket (server). Both speak the messages of types.py.
+`ThreadClient` runs the core on a thread of this process (library, batch jobs), `ProcessClient` starts it as a process
+of its own behind a Unix socket (server). Both speak the messages of types.py.
 """
 
 from __future__ import annotations

@@ -173,8 +173,18 @@ class EngineCore:
         sequences, parent = [], None
         for choice in range(params.n):
             seq = self._next_seq + choice
-            sequences.append(Sequence(seq=seq, request=request, choice=choice, tokens=list(request.prompt), eos=eos,
-                                      stops=stops, max_new=max_new, arrived=now))
+            sequences.append(
+                Sequence(
+                    seq=seq,
+                    request=request,
+                    choice=choice,
+                    tokens=list(request.prompt),
+                    eos=eos,
+                    stops=stops,
+                    max_new=max_new,
+                    arrived=now,
+                )
+            )
         first = sequences[0]
         whole = params.prompt_logprobs is not None
         if whole:
@@ -184,9 +194,19 @@ class EngineCore:
             sequence.root, sequence.chain = first.root, list(first.chain)
         arrivals = []
         for sequence in sequences:
-            arrivals.append(Arrive(now=now, seq=sequence.seq, prompt=sequence.prompt, max_new=max(1, max_new),
-                                   hashes=hashes, parent=parent, priority=request.priority, tenant=request.tenant,
-                                   whole_prompt=whole and parent is None))
+            arrivals.append(
+                Arrive(
+                    now=now,
+                    seq=sequence.seq,
+                    prompt=sequence.prompt,
+                    max_new=max(1, max_new),
+                    hashes=hashes,
+                    parent=parent,
+                    priority=request.priority,
+                    tenant=request.tenant,
+                    whole_prompt=whole and parent is None,
+                )
+            )
             parent = first.seq
         reason = self._scheduler.can_ever_fit(arrivals[0])
         if reason is not None:
@@ -215,8 +235,9 @@ class EngineCore:
 
     def _refuse(self, request: Request, why: str) -> None:
         for choice in range(max(1, min(request.params.n, self._limits.max_choices))):
-            self._deltas.append(Delta(id=request.id, choice=choice, tokens=(), finish=FinishReason.ERROR, error=why,
-                                      refused=True))
+            self._deltas.append(
+                Delta(id=request.id, choice=choice, tokens=(), finish=FinishReason.ERROR, error=why, refused=True)
+            )
 
     def _cancel(self, name: str) -> None:
         """`name`: a request id, or `id/choice`."""
@@ -237,8 +258,12 @@ class EngineCore:
                 del self._requests[sequence.request.id]
 
     def _stats(self, token: int) -> Stats:
-        counters = {**self._scheduler.counters, **self._counts.read(),
-                    "undeclared_compilations": compile_counter.undeclared,
-                    "programs_compiled": self._programs.compiled, "programs_loaded": self._programs.loaded}
+        counters = {
+            **self._scheduler.counters,
+            **self._counts.read(),
+            "undeclared_compilations": compile_counter.undeclared,
+            "programs_compiled": self._programs.compiled,
+            "programs_loaded": self._programs.loaded,
+        }
         gauges = {**self._scheduler.gauges, "programs_pending": self._programs.pending}
         return Stats(counters=counters, gauges=gauges, token=token)

@@ -7,8 +7,17 @@ from bisect import bisect_left
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, float("inf"))
 """Upper bounds of the buckets of `iteration_tokens_total`."""
 
-NAMES = ("prompt_tokens", "prompt_tokens_cached", "generation_tokens", "steps", "padded_tokens", "corrupted_requests",
-         "spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens")
+NAMES = (
+    "prompt_tokens",
+    "prompt_tokens_cached",
+    "generation_tokens",
+    "steps",
+    "padded_tokens",
+    "corrupted_requests",
+    "spec_decode_num_drafts",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
+)
 
 
 class Counts:

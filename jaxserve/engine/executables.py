@@ -34,8 +34,10 @@ class ExecutableCache:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = folder.stat()
         if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
-            raise PermissionError(f"--compile-cache {folder} is owned or writable by other users; loading programs from "
-                                  f"it would run their code. Use a folder of your own (chmod 700).")
+            raise PermissionError(
+                f"--compile-cache {folder} is owned or writable by other users; loading programs "
+                f"from it would run their code. Use a folder of your own (chmod 700)."
+            )
 
     def _path(self, name: str) -> Path:
         digest = hashlib.sha256(f"{self._identity}\n{name}".encode()).hexdigest()[:40]
@@ -88,7 +90,9 @@ def _platform_identity() -> str:
         except OSError:
             features = platform.processor()
     flags = os.environ.get("XLA_FLAGS", "")
-    return f"{jax.__version__} {device.device_kind} {device.client.platform_version} {os.cpu_count()} {features} {flags}"
+    return (
+        f"{jax.__version__} {device.device_kind} {device.client.platform_version} {os.cpu_count()} {features} {flags}"
+    )
 
 
 class CompileCounter:

@@ -85,4 +85,3 @@ def _take_prompt_logprobs(sequence: Sequence, start: int, count: int, scores: Lo
     alternatives = sequence.request.params.prompt_logprobs or 0
     for index in range(min(count, sequence.prompt - 1 - start)):
         known.append(_entry(host, index, sequence.tokens[start + index + 1], alternatives))
-

@@ -1,5 +1,5 @@
-"""A plan as the few int32 numbers that a program reads: one vector, one transfer a step. Host side in numpy, device side
-in jnp; both sides read the same layout."""
+"""A plan as the few int32 numbers that a program reads: one vector, one transfer a step. The host writes it with numpy,
+the device reads it with jnp, both through the same layout."""
 
 from __future__ import annotations
 

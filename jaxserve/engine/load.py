@@ -1,4 +1,4 @@
-"""Builds an engine core from a config: model, sizes, programs, scheduler. The only place that sees all rooms at once."""
+"""Builds an engine core from a config: model, sizes, programs, scheduler. The only place that sees every room."""
 
 from __future__ import annotations
 
@@ -79,14 +79,31 @@ def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], Non
     if config.runtime.wait_for_buckets:
         programs.wait()
     elapsed = time.perf_counter() - started
-    progress(f"{programs.compiled} programs compiled, {programs.loaded} loaded, {programs.pending} more in the "
-             f"background; KV cache for {classes[0].classes[0].pages * PAGE_TOKENS} tokens; ready after {elapsed:.1f} s")
-    limits = ModelLimits(vocab_size=loaded.model.config.vocab_size, max_model_len=loaded.max_len,
-                         eos_token_ids=_eos(loaded))
-    ready = Ready(limits=limits, num_pages=tuple(c.classes[0].pages for c in classes), page_tokens=PAGE_TOKENS,
-                  max_num_seqs=loaded.shape.slots, startup_s=elapsed)
-    return EngineCore(scheduler, runner, programs, ready, _identity(config, functions), inbox, emit,
-                      config.cache.enable_prefix_caching, record)
+    progress(
+        f"{programs.compiled} programs compiled, {programs.loaded} loaded, {programs.pending} more in the "
+        f"background; KV cache for {classes[0].classes[0].pages * PAGE_TOKENS} tokens; ready after {elapsed:.1f} s"
+    )
+    limits = ModelLimits(
+        vocab_size=loaded.model.config.vocab_size, max_model_len=loaded.max_len, eos_token_ids=_eos(loaded)
+    )
+    ready = Ready(
+        limits=limits,
+        num_pages=tuple(c.classes[0].pages for c in classes),
+        page_tokens=PAGE_TOKENS,
+        max_num_seqs=loaded.shape.slots,
+        startup_s=elapsed,
+    )
+    return EngineCore(
+        scheduler,
+        runner,
+        programs,
+        ready,
+        _identity(config, functions),
+        inbox,
+        emit,
+        config.cache.enable_prefix_caching,
+        record,
+    )
 
 
 def _load(config: EngineConfig) -> Loaded:
@@ -108,11 +125,14 @@ def _device(config: EngineConfig) -> jax.Device:
     wanted = config.runtime.device
     device = jax.devices()[0]
     if wanted != "auto" and device.platform != {"cpu": "cpu", "cuda": "gpu"}[wanted]:
-        raise ConfigError(f"--device {wanted}: jax runs on {device.platform} here; set JAX_PLATFORMS={wanted} before "
-                          f"jax starts, and install jaxserve[cuda] for GPUs")
+        raise ConfigError(
+            f"--device {wanted}: jax runs on {device.platform} here; set JAX_PLATFORMS={wanted} before "
+            f"jax starts, and install jaxserve[cuda] for GPUs"
+        )
     if config.parallel.tensor_parallel_size != 1:
-        raise ConfigError(f"--tensor-parallel-size {config.parallel.tensor_parallel_size}: this version serves on one "
-                          f"device")
+        raise ConfigError(
+            f"--tensor-parallel-size {config.parallel.tensor_parallel_size}: this version serves on one device"
+        )
     return device
 
 
@@ -123,9 +143,15 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
     if name == "auto":
         name = "f32" if model.dtype == jnp.float32 else "bf16"
     group_formats = tuple(formats.get(name) for _ in groups)
-    layout = SlotLayout(slots=shape.slots, max_len=shape.max_len, vocab=model.config.vocab_size,
-                        hidden_rows=shape.hidden_rows, hidden_dim=model.config.hidden, q=shape.q,
-                        dtype=model.dtype.name)
+    layout = SlotLayout(
+        slots=shape.slots,
+        max_len=shape.max_len,
+        vocab=model.config.vocab_size,
+        hidden_rows=shape.hidden_rows,
+        hidden_dim=model.config.hidden,
+        q=shape.q,
+        dtype=model.dtype.name,
+    )
     ctx = LinearContext(invariant_rows=INVARIANT_ROWS if config.runtime.batch_invariant else None)
     speculative = config.speculative
     proposer = None
@@ -139,8 +165,9 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
         return StepFunctions(model, shape, layout, ctx, proposer, _shapes(loaded.params), kv, slots)
 
     def sized(memory: int) -> tuple[PageClasses, ...]:
-        return size_pages(memory, groups, group_formats, max_model_len=shape.max_len, max_chunk=shape.budget,
-                          max_num_seqs=shape.slots)
+        return size_pages(
+            memory, groups, group_formats, max_model_len=shape.max_len, max_chunk=shape.budget, max_num_seqs=shape.slots
+        )
 
     memory = config.cache.kv_cache_memory
     if memory is None:
@@ -200,16 +227,33 @@ def _cache(config: EngineConfig, functions: StepFunctions) -> ExecutableCache | 
         return None
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(where or f"{base}/jaxserve").expanduser() / "executables"
-    identity = repr((functions.model.config, functions.model.dtype, functions.shape, functions.slot_layout,
-                     functions.ctx, functions.proposer, functions.kv, jax.tree.structure(functions.params),
-                     jax.tree.leaves(functions.params)))
+    identity = repr(
+        (
+            functions.model.config,
+            functions.model.dtype,
+            functions.shape,
+            functions.slot_layout,
+            functions.ctx,
+            functions.proposer,
+            functions.kv,
+            jax.tree.structure(functions.params),
+            jax.tree.leaves(functions.params),
+        )
+    )
     return ExecutableCache(folder, identity)
 
 
 def _identity(config: EngineConfig, functions: StepFunctions) -> str:
     """What cached KV depends on beside the tokens."""
-    return repr((str(config.model.model), config.model.revision, config.model.quantization, functions.model.dtype.name,
-                 [f.name for f in functions.kv.formats]))
+    return repr(
+        (
+            str(config.model.model),
+            config.model.revision,
+            config.model.quantization,
+            functions.model.dtype.name,
+            [f.name for f in functions.kv.formats],
+        )
+    )
 
 
 def _eos(loaded: Loaded) -> tuple[int, ...]:
@@ -222,5 +266,7 @@ def _describe(loaded: Loaded) -> str:
     device = jax.devices()[0]
     count = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(loaded.params))
-    return (f"{loaded.folder.name}: {loaded.model.config.architecture}, {count / 1e6:.1f} M parameters, "
-            f"{loaded.model.dtype.name}, {size / 2**20:.0f} MiB on {device.device_kind}; {loaded.max_len} positions")
+    return (
+        f"{loaded.folder.name}: {loaded.model.config.architecture}, {count / 1e6:.1f} M parameters, "
+        f"{loaded.model.dtype.name}, {size / 2**20:.0f} MiB on {device.device_kind}; {loaded.max_len} positions"
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def select_platform(device: str) -> None:
     """`device`: auto | cpu | cuda. Without an NVIDIA driver jax is told to use the CPU at once, instead of trying CUDA
-    wheels that happen to be installed. An explicit JAX_PLATFORMS is left alone; so is a jax that is already imported."""
+    wheels that happen to be installed. An explicit JAX_PLATFORMS is left alone, and so is a jax already imported."""
     if "jax" in sys.modules or "JAX_PLATFORMS" in os.environ:
         return
     has_driver = Path("/dev/nvidiactl").exists() or Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()

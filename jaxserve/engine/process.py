@@ -45,8 +45,9 @@ class ProcessClient:
         with theirs:
             command = [sys.executable, "-m", "jaxserve.engine.process", str(theirs.fileno())]
             # A session of its own: Ctrl-C reaches the front end alone, which decides how to end the core.
-            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-                                           start_new_session=True)
+            self._child = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
         config = msgspec.json.encode(self._config)
         self._writer.write(wire.LENGTH.pack(len(config)) + config)

@@ -118,7 +118,9 @@ class Runner:
         if plan.decode:
             row_slots[: len(plan.decode)] = [work.slot for work in plan.decode]
         if plan.prefill:
-            tile_fields[:, : len(plan.prefill)] = np.array([(w.slot, w.start, w.count) for w in plan.prefill], np.int32).T
+            tile_fields[:, : len(plan.prefill)] = np.array(
+                [(w.slot, w.start, w.count) for w in plan.prefill], np.int32
+            ).T
         if grants:
             fields = [(g.slot, g.group, g.cls, g.index, g.page) for g in grants]
             grant_fields[:, : len(grants)] = np.array(fields, np.int32).T

@@ -1,4 +1,4 @@
-"""The device programs of a step as pure functions: forward, head, admit, tables, copy, score. No Python state, no plans.
+"""The device programs of a step as pure functions: forward, head, admit, tables, copy, score. No state, no plans.
 
     forward[rows, tiles](params, kv, slots, batch) -> (kv, slots, done)  embed, layers, KV writes; activations to slots
     head[rows, variant](params, slots, rows, masks) -> (slots, out)  logits, masks, penalties, sample, log-probs

@@ -21,7 +21,7 @@ class KVState:
     the page ids of each slot, ABSENT where there is none. `formats[g]` is static. Donated to every step."""
 
     pools: tuple[Any, ...]
-    tables: tuple[jax.Array, ...]
+    tables: tuple[Any, ...]
     formats: tuple[KVFormat, ...] = field(metadata={"static": True})
 
     def with_pool(self, group: int, pool: Any) -> KVState:
@@ -60,7 +60,7 @@ def kv_shardings(shapes: KVState, groups: Sequence[KVGroup], mesh: jax.sharding.
     """Shardings for `shapes`: the kv_heads axis of every pool array over mesh axis `axis`, the rest replicated."""
 
     def sharded(array: jax.ShapeDtypeStruct, heads_axis: int) -> jax.sharding.NamedSharding:
-        spec = [None] * array.ndim
+        spec: list[str | None] = [None] * array.ndim
         spec[heads_axis] = axis
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,11 @@ from pallas_kernels.layouts import Dense, Layout
 from pallas_kernels.merge import Attended
 from pallas_kernels.paged_decode import reference, triton
 
-_OPS = {"reference": reference.paged_decode, "tiled": reference.TILED, "triton": triton.paged_decode}
+_OPS: dict[str, Callable[..., Attended]] = {
+    "reference": reference.paged_decode,
+    "tiled": reference.TILED,
+    "triton": triton.paged_decode,
+}
 
 
 def paged_decode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,11 @@ from pallas_kernels.layouts import Dense, Layout
 from pallas_kernels.merge import Attended
 from pallas_kernels.paged_prefill import reference, triton
 
-_OPS = {"reference": reference.paged_prefill, "tiled": reference.TILED, "triton": triton.paged_prefill}
+_OPS: dict[str, Callable[..., Attended]] = {
+    "reference": reference.paged_prefill,
+    "tiled": reference.TILED,
+    "triton": triton.paged_prefill,
+}
 
 
 def paged_prefill(

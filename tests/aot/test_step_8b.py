@@ -18,9 +18,20 @@ from jaxserve.sampling.head import HeadVariant
 from jaxserve.sampling.state import SlotLayout
 
 LLAMA_8B = DecoderConfig(
-    architecture="LlamaForCausalLM", vocab_size=128_256, hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128,
-    intermediate=14_336, max_position=131_072, windows=(None,) * 32, rope=Llama3Rope(theta=500_000.0),
-    rms_eps=1e-5, attention_scale=128**-0.5, stored_dtype="bfloat16",
+    architecture="LlamaForCausalLM",
+    vocab_size=128_256,
+    hidden=4096,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    intermediate=14_336,
+    max_position=131_072,
+    windows=(None,) * 32,
+    rope=Llama3Rope(theta=500_000.0),
+    rms_eps=1e-5,
+    attention_scale=128**-0.5,
+    stored_dtype="bfloat16",
 )
 PAGES = 1024
 ROWS, TILES = 64, 8
@@ -32,8 +43,9 @@ LAYER_BYTES = 4096 * 14_336 * 2
 def functions() -> StepFunctions:
     model = Model.from_config(LLAMA_8B, jnp.bfloat16)
     shape = EngineShape(slots=ROWS, max_len=8192, q=1, decode=(ROWS,), tiles=(TILES,))
-    layout = SlotLayout(slots=ROWS, max_len=8192, vocab=128_256, hidden_rows=shape.hidden_rows, hidden_dim=4096,
-                        dtype="bfloat16")
+    layout = SlotLayout(
+        slots=ROWS, max_len=8192, vocab=128_256, hidden_rows=shape.hidden_rows, hidden_dim=4096, dtype="bfloat16"
+    )
     groups = model.kv_groups()
     kv = kv_shapes(groups, [formats.get("bf16", backend="triton")], [(PAGES,)], ROWS, 8192)
     return StepFunctions(model, shape, layout, LinearContext(), None, model.abstract_params(), kv, state.shapes(layout))

@@ -38,7 +38,9 @@ async def answer(client: Client, deltas: asyncio.Queue[Delta], wanted: Request) 
             return tokens
 
 
-def with_client(kind: type[Client], settings: EngineConfig, body: Callable[[Client, asyncio.Queue], Awaitable]) -> object:
+def with_client(
+    kind: type[Client], settings: EngineConfig, body: Callable[[Client, asyncio.Queue], Awaitable]
+) -> object:
     async def main() -> object:
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
         client = kind(settings)

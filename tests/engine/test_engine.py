@@ -1,4 +1,4 @@
-"""The engine through its messages: same tokens as transformers, alone and in a crowd, with every feature switched on."""
+"""The engine through its messages: the tokens of transformers, alone and in a crowd, with every feature on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from jaxserve.scheduler import replay
 from jaxserve.types import Cancel, FinishReason
 from tests.engine.driver import Driver
 
-SHAPE = {"max_num_seqs": 8, "max_model_len": 1024, "max_num_batched_tokens": 256, "decode_buckets": [8],
-         "tile_buckets": [4], "wait_for_buckets": True}
+SHAPE = {
+    "max_num_seqs": 8,
+    "max_model_len": 1024,
+    "max_num_batched_tokens": 256,
+    "decode_buckets": [8],
+    "tile_buckets": [4],
+    "wait_for_buckets": True,
+}
 PAGE_BYTES = 6 * 2 * 2 * 64 * 64 * 4
 """Of the bundled model: layers, K and V, KV heads, tokens, head_dim, float32."""
 
@@ -37,8 +43,9 @@ def invariant(executables: str) -> Driver:
 
 @pytest.fixture(scope="module")
 def speculative(executables: str) -> Driver:
-    return Driver(**SHAPE, compile_cache=executables, batch_invariant=True, speculative_method="ngram",
-                  num_speculative_tokens=3)
+    return Driver(
+        **SHAPE, compile_cache=executables, batch_invariant=True, speculative_method="ngram", num_speculative_tokens=3
+    )
 
 
 def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -48,9 +55,10 @@ def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
 
 def greedy(reference: torch.nn.Module, prompt: list[int], count: int) -> list[int]:
     ids = torch.tensor([prompt])
-    out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count,
-                             do_sample=False)
-    return out[0, len(prompt):].tolist()
+    out = reference.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False
+    )
+    return out[0, len(prompt) :].tolist()
 
 
 def test_greedy_tokens_are_those_of_transformers(driver: Driver, reference: torch.nn.Module) -> None:

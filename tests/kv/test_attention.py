@@ -53,6 +53,7 @@ def sequence(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(rng.standard_normal((LENGTH, h, DIM)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
 
 
+@functools.cache
 def dense(seed: int, window: int | None = None) -> np.ndarray:
     q, k, v = (x.astype(np.float64) for x in sequence(seed))
     k, v = (np.repeat(x, HEADS // KV_HEADS, axis=1) for x in (k, v))
