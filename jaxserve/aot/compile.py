@@ -43,6 +43,10 @@ class Facts:
         return hlo.collectives(self.text)
 
     @property
+    def dot_flops(self) -> int:
+        return hlo.dot_flops(self.text)
+
+    @property
     def custom_calls(self) -> Counter[str]:
         return hlo.custom_calls(self.text)
 

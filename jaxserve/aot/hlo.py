@@ -13,6 +13,12 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _COPY = re.compile(r"^\s*(?:ROOT )?%?(\S+) = (\(?\S+(?: \S+\))?) (copy|copy-start)\(", re.M)
 _COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 _CUSTOM = re.compile(r'custom_call_target="([^"]+)"')
+_HEADER = re.compile(r"^(?:ENTRY )?%\S+ \(.*\) -> .*\{$")
+_DEFINED = re.compile(r"^\s*(?:ROOT )?%(\S+) = (\(?[a-z]\w*\[[\d,]*\])")
+_DOT = re.compile(r" dot\(%([^,\s]+), .*?lhs_contracting_dims=\{([\d,]*)\}")
+_GEMM = re.compile(
+    r' custom-call\(%([^,\s)]+).*?custom_call_target="__cublas\$.*?"lhs_contracting_dimensions":\[([^\]]*)\]'
+)
 _ALIAS = re.compile(r"\{(\d*(?:, ?\d+)*)\}: \((\d+), \{[^}]*\}, (?:may|must)-alias\)")
 
 
@@ -53,3 +59,28 @@ def collectives(text: str) -> Counter[str]:
 def custom_calls(text: str) -> Counter[str]:
     """How often each custom call target occurs: cuBLAS and cuDNN calls, Triton and Mosaic kernels."""
     return Counter(_CUSTOM.findall(text))
+
+
+def dot_flops(text: str) -> int:
+    """Floating-point operations of all matrix products, cuBLAS calls included. A product inside a loop counts once, and
+    what runs inside Triton or Mosaic kernels does not count."""
+    total = 0
+    shapes: dict[str, list[int]] = {}
+    for line in text.splitlines():
+        if _HEADER.match(line):
+            shapes = {}
+        defined = _DEFINED.match(line)
+        if defined is None:
+            continue
+        shapes[defined[1]] = _sizes(defined[2])
+        product = _DOT.search(line) or _GEMM.search(line)
+        if product is not None:
+            lhs = shapes[product[1]]
+            contracted = [int(d) for d in re.findall(r"\d+", product[2])]
+            total += 2 * math.prod(_sizes(defined[2])) * math.prod(lhs[d] for d in contracted)
+    return total
+
+
+def _sizes(shape: str) -> list[int]:
+    match = _SHAPE.search(shape)
+    return [int(n) for n in match[2].split(",") if n] if match else []

@@ -52,6 +52,8 @@ def kernels(folder: Path, arch: str) -> dict[str, Kernel]:
     found = {}
     for path in sorted(folder.glob("*.ptx")):
         text = path.read_text()
+        if ".entry" not in text:  # the compiler also dumps modules without kernels, and empty ones
+            continue
         command = [ptxas(), "-v", f"-arch={arch}", str(path), "-o", "/dev/null"]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:

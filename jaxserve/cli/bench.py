@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.cli.load import Prompt, Shot, measure, summary
-from jaxserve.cli.parser import Parser, add_engine_options, engine_options
+from jaxserve.cli.parser import Parser, add_engine_options, engine_config, engine_options
 from jaxserve.cli.talk import api_base, auth_headers
 from jaxserve.config import ConfigError
+from jaxserve.types import SamplingParams
 
 # Ids that every tokenizer has, above the special tokens that small vocabularies begin with.
 RANDOM_IDS = (300, 1000)
@@ -147,12 +148,16 @@ def _serve(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:
 
 
 def _throughput(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:
-    llm, params = _library(args)
-    if args.warmup:
-        llm.generate([prompts[i % len(prompts)] for i in range(args.warmup)], params, use_tqdm=False)
-    start = time.perf_counter()
-    outputs = llm.generate(prompts, params)
-    seconds = time.perf_counter() - start
+    options = engine_options(args)
+    from jaxserve.api import LLM
+
+    params = _params(args)
+    with LLM(**options) as llm:
+        if args.warmup:
+            llm.generate([prompts[i % len(prompts)] for i in range(args.warmup)], params, use_tqdm=False)
+        start = time.perf_counter()
+        outputs = llm.generate(prompts, params)
+        seconds = time.perf_counter() - start
     new = sum(len(output.outputs[0].token_ids) for output in outputs)
     return {
         "requests": len(prompts),
@@ -165,26 +170,36 @@ def _throughput(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, fl
 
 
 def _latency(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:
-    llm, params = _library(args)
-    shots = []
-    for i in range(-args.warmup, len(prompts)):
+    config = engine_config(args)
+    from jaxserve.api import AsyncLLM
+
+    params = _params(args)
+
+    async def shoot(llm: AsyncLLM, prompt: Prompt) -> Shot:
         sent = time.perf_counter()
-        (output,) = llm.generate([prompts[i % len(prompts)]], params, use_tqdm=False)
-        last = time.perf_counter()
-        if i >= 0:
-            first = sent + output.metrics["first_token"] - output.metrics["arrival"]
-            shots.append(Shot(sent, first, last, len(output.prompt_token_ids), len(output.outputs[0].token_ids)))
-    return summary(shots)
+        first = last = 0.0
+        async with await llm.submit(prompt, params) as stream:
+            async for _ in stream:
+                last = time.perf_counter()
+                first = first or last
+            output = stream.output()
+        return Shot(sent, first, last, len(output.prompt_token_ids), len(output.outputs[0].token_ids))
+
+    async def all_shots() -> list[Shot]:
+        llm = AsyncLLM(config)
+        try:
+            await llm.start()
+            for i in range(args.warmup):
+                await shoot(llm, prompts[i % len(prompts)])
+            return [await shoot(llm, prompt) for prompt in prompts]
+        finally:
+            await llm.close()
+
+    return summary(asyncio.run(all_shots()))
 
 
-def _library(args: argparse.Namespace) -> tuple[Any, Any]:
-    options = engine_options(args)
-    from jaxserve.api import LLM
-    from jaxserve.types import SamplingParams
-
-    return LLM(**options), SamplingParams(
-        max_tokens=args.output_len, temperature=0.0, ignore_eos=True, detokenize=False
-    )
+def _params(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(max_tokens=args.output_len, temperature=0.0, ignore_eos=True, detokenize=False)
 
 
 def _print_table(title: str, figures: dict[str, float]) -> None:

@@ -13,34 +13,28 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
 
 import msgspec
 
-from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.config import EngineConfig
 from jaxserve.engine import wire
 from jaxserve.engine.client import DeltaSink, EngineDead
 from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.messages import MessageClient
 from jaxserve.engine.platform import select_platform
-from jaxserve.types import Cancel, Control, Deltas, Failed, FromCore, Ready, Request, Stats, Submit
+from jaxserve.types import Control, Failed, FromCore, Ready, ToCore
 
 
-class ProcessClient:
+class ProcessClient(MessageClient):
     """An EngineClient whose core is a child process. See client.EngineClient for the contract."""
 
-    def __init__(self, config: EngineConfig, on_progress: Callable[[str], None] = lambda _: None):
+    def __init__(self, config: EngineConfig):
+        super().__init__()
         self._config = config
-        self._progress = on_progress
-        self._controls: dict[int, asyncio.Future[Stats]] = {}
         self._child: subprocess.Popen | None = None
-        self._failure: str | None = None
-        self._closing = False
 
     async def start(self, sink: DeltaSink) -> Ready:
-        self._sink = sink
-        loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[Ready] = loop.create_future()
-        self._failed: asyncio.Future[str] = loop.create_future()
+        self._open(sink)
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "jaxserve.engine.process", str(theirs.fileno())]
@@ -51,20 +45,8 @@ class ProcessClient:
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 22)
         config = msgspec.json.encode(self._config)
         self._writer.write(wire.LENGTH.pack(len(config)) + config)
-        self._reading = loop.create_task(self._read(reader))
+        self._reading = self._loop.create_task(self._read(reader, self._child))
         return await self._ready
-
-    def submit(self, request: Request) -> None:
-        self._send(Submit(request=request))
-
-    def cancel(self, ids: Sequence[str]) -> None:
-        self._send(Cancel(ids=tuple(ids)))
-
-    async def control(self, verb: str) -> Stats:
-        token = max(self._controls, default=0) + 1
-        future = self._controls[token] = asyncio.get_running_loop().create_future()
-        self._send(Control(verb=verb, token=token))
-        return await future
 
     @property
     def pid(self) -> int:
@@ -72,13 +54,6 @@ class ProcessClient:
         if self._child is None:
             raise RuntimeError("the engine process has not been started")
         return self._child.pid
-
-    @property
-    def failure(self) -> str | None:
-        return self._failure
-
-    async def wait_failed(self) -> str:
-        return await asyncio.shield(self._failed)
 
     async def close(self, drain: float = 0.0) -> None:
         if self._child is None or self._closing:
@@ -94,43 +69,20 @@ class ProcessClient:
             await asyncio.to_thread(self._child.wait)
         self._reading.cancel()
 
-    def _send(self, message: Submit | Cancel | Control) -> None:
-        if self._failure is not None:
-            raise EngineDead(self._failure)
+    def _send(self, message: ToCore) -> None:
         self._writer.write(wire.frame(message))
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, reader: asyncio.StreamReader, child: subprocess.Popen) -> None:
         try:
             while (message := await wire.read_from_core(reader)) is not None:
                 self._receive(message)
         except ValueError as error:
-            self._fail(f"the engine process sent something unreadable: {error}")
+            cause = f"the engine process sent something unreadable: {error}"
+            self._fail(cause, EngineDead(cause))
             return
-        if not self._closing and self._failure is None and self._child is not None:
-            code = await asyncio.to_thread(self._child.wait)
-            self._fail(_cause_of(code))
-
-    def _receive(self, message: FromCore) -> None:
-        if isinstance(message, Deltas):
-            self._sink(message.deltas)
-        elif isinstance(message, Ready):
-            self._ready.set_result(message)
-        elif isinstance(message, Stats):
-            future = self._controls.pop(message.token, None)
-            if future is not None and not future.done():
-                future.set_result(message)
-        elif isinstance(message, Failed):
-            self._fail(message.cause, refused=message.refused)
-
-    def _fail(self, cause: str, refused: bool = False) -> None:
-        self._failure = cause
-        if not self._ready.done():
-            self._ready.set_exception(ConfigError(cause) if refused else EngineDead(cause))
-        for future in self._controls.values():
-            future.set_exception(EngineDead(cause))
-        self._controls.clear()
-        if not self._failed.done():
-            self._failed.set_result(cause)
+        if not self._closing and self._failure is None:
+            cause = _cause_of(await asyncio.to_thread(child.wait))
+            self._fail(cause, EngineDead(cause))
 
 
 def _cause_of(code: int) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxserve.kv.format import AttentionSpec
-from jaxserve.kv.meta import StepMeta
+from jaxserve.kv.format import AttentionSpec, Layer
+from jaxserve.kv.meta import Rows, StepMeta
 from jaxserve.kv.state import KVState
 from jaxserve.types import PAGE_TOKENS
 from pallas_kernels.merge import normalize
@@ -15,7 +15,7 @@ from pallas_kernels.merge import normalize
 def attend_layer(
     kv: KVState,
     group: int,
-    layer: int | jax.Array,
+    layer: Layer,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -34,28 +34,24 @@ def attend_layer(
     if split < 0 or (split > 0) != bool(meta.decode):
         raise ValueError(f"attend_layer: {q.shape[0]} tokens do not fit a step with {tile_tokens} tile tokens.")
 
-    if meta.decode:
-        rows = meta.decode[group]
-        count = rows.counts.shape[0]
-        pool = fmt.write_rows(pool, layer, _rows(k[:split], count), _rows(v[:split], count), rows)
-    if meta.tiles:
-        tiles = meta.tiles[group]
-        count = tiles.counts.shape[0]
-        pool = fmt.write_tiles(pool, layer, _rows(k[split:], count), _rows(v[split:], count), tiles)
-
-    parts = []
-    if meta.decode:
-        part = fmt.attend_rows(
-            _rows(q[:split], meta.decode[group].counts.shape[0]), pool, layer, meta.decode[group], spec
+    sections = [
+        (rows[group], tokens, write, attend)
+        for rows, tokens, write, attend in (
+            (meta.decode, slice(0, split), fmt.write_rows, fmt.attend_rows),
+            (meta.tiles, slice(split, None), fmt.write_tiles, fmt.attend_tiles),
         )
-        parts.append(normalize(part).reshape(split, *q.shape[1:]))
-    if meta.tiles:
-        part = fmt.attend_tiles(_rows(q[split:], count), pool, layer, meta.tiles[group], spec)
-        parts.append(normalize(part).reshape(tile_tokens, *q.shape[1:]))
-    out = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
-    return kv.with_pool(group, pool), out.astype(q.dtype)
+        if rows
+    ]
+    # Every write before any read: a read between two writes would make XLA copy the pool.
+    for rows, tokens, write, _ in sections:
+        pool = write(pool, layer, _by_row(k[tokens], rows), _by_row(v[tokens], rows), rows)
+    out = [
+        normalize(attend(_by_row(q[tokens], rows), pool, layer, rows, spec)).reshape(-1, *q.shape[1:])
+        for rows, tokens, _, attend in sections
+    ]
+    return kv.with_pool(group, pool), jnp.concatenate(out).astype(q.dtype)
 
 
-def _rows(x: jax.Array, rows: int) -> jax.Array:
+def _by_row(x: jax.Array, rows: Rows) -> jax.Array:
     """[rows * q_tokens, heads, head_dim] -> [rows, q_tokens, heads, head_dim]."""
-    return x.reshape(rows, -1, *x.shape[1:])
+    return x.reshape(rows.counts.shape[0], -1, *x.shape[1:])

@@ -53,7 +53,7 @@ async def _serve(config: ServeConfig) -> int:
     _on_signals(cast(asyncio.Task, asyncio.current_task()).cancel)  # until there is something to drain
     listener = _bind(options)
     print(f"jaxserve {package_version()}: starting the engine", flush=True)
-    llm = AsyncLLM(config.engine, ProcessClient(config.engine, _say))
+    llm = AsyncLLM(config.engine, ProcessClient(config.engine))
     app = create_app(llm, config)
     try:
         # Started here, not by uvicorn, so that what is wrong reaches the command line as one line.

@@ -79,7 +79,7 @@ CONTINUED = (
     Stage("open-256", 256, 200, _OPENING, _BOTH, made_up_share=0.1, learning_rate=(1.2e-3, 1.2e-3)),
     Stage("open-512", 512, 160, _LONG, _BOTH, made_up_share=0.1, learning_rate=(1.2e-3, 1.2e-3)),
     Stage("open-1024", 1024, 400, _LONG, _SURE, least=200, made_up_share=0.1, learning_rate=(1.2e-3, 8e-4)),
-    Stage("open-2048", 2048, 540, _LONG, made_up_share=0.1, learning_rate=(8e-4, 4e-5)),
+    Stage("open-2048", 2048, 450, _LONG, made_up_share=0.1, learning_rate=(8e-4, 4e-5)),
 )
 """For weights that already look up words of closed lists: opens the word lists, then the length."""
 

@@ -178,3 +178,20 @@ def test_tokens_that_do_not_fit_are_named() -> None:
     meta = build_meta(kv.tables, *(jnp.zeros(0, jnp.int32),) * 3, *(jnp.zeros(1, jnp.int32),) * 3)
     with pytest.raises(ValueError, match="3 tokens do not fit a step with 64 tile tokens"):
         attend_layer(kv, 0, 0, *(jnp.zeros((3, h, DIM)) for h in (4, 2, 2)), meta, Spec())
+
+
+def test_layers_under_a_scan() -> None:
+    """A traced layer index gives the same pool and outputs as unrolled layers."""
+    kv = new_state()
+    q, k, v = (x[:64] for x in sequence(1))
+    tiles = tuple(jnp.array([i], jnp.int32) for i in (1, 0, 64))
+
+    def layer(kv: KVState, index: int | jax.Array) -> tuple[KVState, jax.Array]:
+        meta = build_meta(kv.tables, *(jnp.zeros(0, jnp.int32),) * 3, *tiles)
+        return attend_layer(kv, 0, index, q, k + index, v, meta, PLAIN)
+
+    scanned, outs = jax.jit(lambda kv: jax.lax.scan(layer, kv, jnp.arange(LAYERS)))(kv)
+    for index in range(LAYERS):
+        kv, out = layer(kv, index)
+        np.testing.assert_allclose(out, outs[index], atol=2e-6)
+    assert np.array_equal(kv.pools[0], scanned.pools[0])

@@ -1,0 +1,78 @@
+"""The front end's half of the engine protocol: requests out, answers to who waits for them. Knows no transport."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from jaxserve.config import ConfigError
+from jaxserve.engine.client import DeltaSink, EngineDead
+from jaxserve.types import Cancel, Control, Deltas, Failed, FromCore, Ready, Request, Stats, Submit, ToCore
+
+
+class MessageClient:
+    """What every EngineClient does, whatever carries its messages. A subclass brings `start`, `close` and `_send`."""
+
+    def __init__(self) -> None:
+        self._controls: dict[int, asyncio.Future[Stats]] = {}
+        self._failure: str | None = None
+        self._closing = False
+
+    def submit(self, request: Request) -> None:
+        self._put(Submit(request=request))
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        self._put(Cancel(ids=tuple(ids)))
+
+    async def control(self, verb: str) -> Stats:
+        token = max(self._controls, default=0) + 1
+        future = self._controls[token] = self._loop.create_future()
+        self._put(Control(verb=verb, token=token))
+        return await future
+
+    @property
+    def failure(self) -> str | None:
+        return self._failure
+
+    async def wait_failed(self) -> str:
+        return await asyncio.shield(self._failed)
+
+    def _open(self, sink: DeltaSink) -> None:
+        """Called by `start`, on the event loop's thread."""
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        self._failed: asyncio.Future[str] = self._loop.create_future()
+
+    def _send(self, message: ToCore) -> None:
+        raise NotImplementedError
+
+    def _put(self, message: ToCore) -> None:
+        if self._failure is not None:
+            raise EngineDead(self._failure)
+        self._send(message)
+
+    def _receive(self, message: FromCore) -> None:
+        """Takes what the core said, on the event loop's thread."""
+        if isinstance(message, Deltas):
+            self._sink(message.deltas)
+        elif isinstance(message, Ready):
+            self._ready.set_result(message)
+        elif isinstance(message, Stats):
+            future = self._controls.pop(message.token, None)
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif isinstance(message, Failed):
+            self._fail(message.cause, ConfigError(message.cause) if message.refused else EngineDead(message.cause))
+
+    def _fail(self, cause: str, error: Exception) -> None:
+        """The core is gone, or never came. `error` is for who waits in `start`."""
+        self._failure = cause
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        for future in self._controls.values():
+            if not future.done():
+                future.set_exception(EngineDead(cause))
+        self._controls.clear()
+        if not self._failed.done():
+            self._failed.set_result(cause)
