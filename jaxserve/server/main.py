@@ -160,7 +160,3 @@ def _address(options: ServerOptions, listener: socket.socket | None) -> str:
         return f"unix:{options.uds}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
