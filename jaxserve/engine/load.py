@@ -142,7 +142,9 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
     name = config.cache.kv_cache_dtype
     if name == "auto":
         name = "f32" if model.dtype == jnp.float32 else "bf16"
-    group_formats = tuple(formats.get(name) for _ in groups)
+    # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
+    backend = "tiled" if config.runtime.batch_invariant else None
+    group_formats = tuple(formats.get(name, backend=backend) for _ in groups)
     layout = SlotLayout(
         slots=shape.slots,
         max_len=shape.max_len,
@@ -251,7 +253,7 @@ def _identity(config: EngineConfig, functions: StepFunctions) -> str:
             config.model.revision,
             config.model.quantization,
             functions.model.dtype.name,
-            [f.name for f in functions.kv.formats],
+            functions.kv.formats,
         )
     )
 
