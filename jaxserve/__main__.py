@@ -1,8 +1,6 @@
 """`python -m jaxserve` is the command `jaxserve`."""
 
-import sys
-
-from jaxserve.cli import main
+from jaxserve.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

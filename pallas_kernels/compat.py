@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +43,4 @@ def triton_call(
         compiler_params=pltriton.CompilerParams(num_warps=num_warps, num_stages=num_stages),
         interpret=interpret,
     )
-    with warnings.catch_warnings():
-        # 0.11 announces the end of the Triton lowering at every call.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return call(*operands)
+    return call(*operands)

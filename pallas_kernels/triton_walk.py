@@ -19,10 +19,11 @@ LOG2E = math.log2(math.e)
 
 
 def page_range(
-    position: jax.Array, count: jax.Array, window: int | None, page_tokens: int
+    position: jax.Array, count: jax.Array, window: int | None, page_tokens: int, columns: int
 ) -> tuple[jax.Array, jax.Array]:
-    """First page and end of the pages that the queries [position, position + count) see; empty for padding."""
-    end = jnp.where(position >= 0, (position + count - 1) // page_tokens + 1, 0)
+    """First page and end of the pages that the queries [position, position + count) see, within a table of `columns`
+    entries (beyond it lies another row's table); empty for padding."""
+    end = jnp.where(position >= 0, jnp.minimum((position + count - 1) // page_tokens + 1, columns), 0)
     if window is None:
         return jnp.zeros_like(end), end
     return jnp.maximum(position - window + 1, 0) // page_tokens, end

@@ -29,9 +29,8 @@ def walk(
     """Causal attention of `q` [rows, q_tokens, heads, head_dim] over the pages of `tables` int32 [rows, max_pages].
 
     Query i of a row stands at `positions[row] + i`; a row with position -1 and queries from `counts[row]` on see
-    nothing. All rows walk together, as
-    many steps as the longest one needs, whatever the width of the tables. Every result bit of a row depends on that
-    row alone: a step in which it sees nothing multiplies by exp(0) and adds 0.
+    nothing. All rows walk together, as many steps as the longest one needs, whatever the width of the tables. Every
+    result bit of a row depends on that row alone: a step in which it sees nothing multiplies by exp(0) and adds 0.
     """
     rows, q_tokens, heads, head_dim = q.shape
     pages, kv_heads, page_tokens, _ = layout.page_shape(pool)

@@ -41,8 +41,8 @@ async def local_answers(config: EngineConfig, window: int) -> AsyncIterator[Answ
     queue = max(window, config.scheduler.max_queued_requests)
     config = dataclasses.replace(config, scheduler=dataclasses.replace(config.scheduler, max_queued_requests=queue))
     llm = AsyncLLM(config)
+    await llm.start()
     try:
-        await llm.start()
         yield _Local(Serving(llm, ServeConfig(engine=config)), config.model.seed)
     finally:
         await llm.close()

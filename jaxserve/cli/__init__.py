@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jaxserve.cli.errors import Failure
 from jaxserve.config import ConfigError
@@ -42,6 +43,21 @@ examples:
 
 `jaxserve VERB --help` explains a verb; `jaxserve --version` prints the version.
 """
+
+
+def command() -> NoReturn:
+    """The process `jaxserve`: as `main`, and then it ends at once.
+
+    What had to be closed is closed by now. A thread of an engine that is still starting may be inside a compilation,
+    which nothing can interrupt: Python would wait for it, or crash over it.
+    """
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):
+            pass
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

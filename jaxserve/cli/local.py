@@ -20,11 +20,7 @@ class Local:
     def __init__(self, config: EngineConfig):
         self._runner = asyncio.Runner()
         self._llm = AsyncLLM(config)
-        try:
-            self._runner.run(self._llm.start())
-        except BaseException:
-            self.close()
-            raise
+        self._runner.run(self._llm.start())
 
     def stream(self, url: str, body: dict[str, Any]) -> Generator[str, None, None]:
         fields = {name: value for name, value in body.items() if name not in _PROMPTS}

@@ -57,7 +57,8 @@ class MessageClient:
         if isinstance(message, Deltas):
             self._sink(message.deltas)
         elif isinstance(message, Ready):
-            self._ready.set_result(message)
+            if not self._ready.done():  # whoever waited may have given up
+                self._ready.set_result(message)
         elif isinstance(message, Stats):
             future = self._controls.pop(message.token, None)
             if future is not None and not future.done():

@@ -16,7 +16,7 @@ from pallas_kernels.paged_decode import reference, triton
 
 _OPS: dict[str, Callable[..., Attended]] = {
     "reference": reference.paged_decode,
-    "tiled": reference.TILED,
+    "tiled": reference.tiled,
     "triton": triton.paged_decode,
 }
 

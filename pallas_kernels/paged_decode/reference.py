@@ -26,6 +26,3 @@ def tiled(
     padded = jnp.pad(q, ((0, 0), (0, page_tokens - q_tokens), (0, 0), (0, 0)))
     part = prefill.paged_prefill(padded, positions, pool, layer, tables, **options)
     return jax.tree.map(lambda x: x[:, :q_tokens], part)
-
-
-TILED = tiled

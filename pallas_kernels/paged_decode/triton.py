@@ -60,7 +60,7 @@ def paged_decode(
         array_refs, (o_ref, m_ref, l_ref) = refs[: len(arrays)], refs[len(arrays) :]
         row, head, split = pl.program_id(0), pl.program_id(1), pl.program_id(2)
         position, count, layer = positions_ref[row], counts_ref[row], layer_ref[0]
-        first, end = page_range(position, count, window, page_tokens)
+        first, end = page_range(position, count, window, page_tokens, tables.shape[1])
         share = pl.cdiv(jnp.maximum(end - first, 0), splits)
         begin = first + split * share
         token = jnp.arange(m_rows) % q_tokens

@@ -16,7 +16,7 @@ from pallas_kernels.paged_prefill import reference, triton
 
 _OPS: dict[str, Callable[..., Attended]] = {
     "reference": reference.paged_prefill,
-    "tiled": reference.TILED,
+    "tiled": reference.paged_prefill,
     "triton": triton.paged_prefill,
 }
 

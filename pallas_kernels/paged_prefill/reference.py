@@ -46,6 +46,3 @@ def paged_prefill(
         return jax.tree.map(lambda x: x[0], part)
 
     return lax.map(tile, (q, positions, tables, counts))
-
-
-TILED = paged_prefill

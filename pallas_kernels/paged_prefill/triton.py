@@ -42,7 +42,7 @@ def paged_prefill(
         array_refs, (o_ref, m_ref, l_ref) = refs[: len(arrays)], refs[len(arrays) :]
         tile, head, start = pl.program_id(0), pl.program_id(1), pl.program_id(2) * block
         position, count, layer = positions_ref[tile], counts_ref[tile], layer_ref[0]
-        first, end = page_range(position, count, window, page_tokens)
+        first, end = page_range(position, count, window, page_tokens, tables.shape[1])
         token = start + jnp.arange(block)
         part = triton_walk(
             q_ref[...],

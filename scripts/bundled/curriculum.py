@@ -58,6 +58,8 @@ _QUESTIONS = dict(
 _GROWING = dict(restate=0.12, kv=0.24, hop=0.18, needle=0.12, var=0.03, copy=0.03, talk=0.04, dialogue=0.09, text=0.15)
 _OPENING = dict(restate=0.15, kv=0.33, hop=0.14, needle=0.08, var=0.03, copy=0.04, talk=0.05, dialogue=0.08, text=0.10)
 _LONG = dict(restate=0.04, kv=0.30, hop=0.13, needle=0.15, var=0.04, copy=0.03, talk=0.04, dialogue=0.10, text=0.17)
+_SPEAKING = dict(kv=0.15, hop=0.08, needle=0.10, restate=0.02, copy=0.04, talk=0.33, dialogue=0.18, text=0.10)
+_GREETING = dict(kv=0.07, hop=0.04, needle=0.06, talk=0.79, dialogue=0.04)
 
 _RANDOM = (Gate("rand", 0.85, whole=False),)
 _VALUES = (Gate("restate", 0.80, whole=False),)
@@ -80,6 +82,8 @@ CONTINUED = (
     Stage("open-512", 512, 160, _LONG, _BOTH, made_up_share=0.1, learning_rate=(1.2e-3, 1.2e-3)),
     Stage("open-1024", 1024, 400, _LONG, _SURE, least=200, made_up_share=0.1, learning_rate=(1.2e-3, 8e-4)),
     Stage("open-2048", 2048, 450, _LONG, made_up_share=0.1, learning_rate=(8e-4, 4e-5)),
+    Stage("speaking", 1024, 70, _SPEAKING, made_up_share=0.1, learning_rate=(4e-4, 4e-5)),
+    Stage("greeting", 1024, 45, _GREETING, made_up_share=0.1, learning_rate=(7e-4, 5e-5)),
 )
 """For weights that already look up words of closed lists: opens the word lists, then the length."""
 

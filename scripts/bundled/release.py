@@ -19,7 +19,7 @@ from scripts.bundled.tasks import IDENTITY
 from scripts.bundled.tokenizer import END_OF_TEXT, IM_END, write_tokenizer
 
 _CARD = Path(__file__).with_name("card.md")
-LENGTHS = (128, 512, 1024, 2048)
+LENGTHS = (512, 1024, 2048)
 _TEST_WORDS = Stage("release", 2048, 1, {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_chat_takes_one_message_from_stdin_or_the_command_line(server, http):
     expected = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"] + "\n"
     assert chat("--url", server.url, said="Hello!").stdout == expected
     assert chat("--url", server.url, "Hello!", said="").stdout == expected
+
+
+def test_ctrl_c_ends_quietly_and_cancels_the_request(server):
+    command = [sys.executable, "-m", "jaxserve", "complete", "Once upon a time", "--url", server.url]
+    process = subprocess.Popen([*command, "--max-tokens", "1500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, b"")
+    server.wait_idle()
 
 
 def test_a_conversation_has_a_memory_that_clear_wipes(
