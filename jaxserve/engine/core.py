@@ -96,6 +96,10 @@ class EngineCore:
 
     def step(self) -> bool:
         """Starts step k on the device, finishes step k-1 meanwhile. False when there was nothing to do."""
+        with compile_counter.watching():
+            return self._step()
+
+    def _step(self) -> bool:
         for message in self._inbox.drain():
             self._on_message(message)
         now = self._clock()

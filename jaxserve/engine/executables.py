@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,41 +97,31 @@ def _platform_identity() -> str:
 
 
 class CompileCounter:
-    """Counts compilations outside `declared()` blocks: each is a stall that a request waited for."""
+    """Counts compilations in the middle of steps: each is a stall that requests waited for.
+
+    Loading, the background compiler and whatever else the process compiles are not steps and do not count.
+    """
 
     def __init__(self) -> None:
         self.undeclared = 0
         self._local = threading.local()
-        self._starting = 0
-        self._armed = False
+        self._listening = False
 
     @contextmanager
-    def declared(self):
-        """Compilations of this thread inside the block are expected."""
-        depth = getattr(self._local, "depth", 0)
-        self._local.depth = depth + 1
-        try:
-            yield
-        finally:
-            self._local.depth = depth
-
-    @contextmanager
-    def starting(self):
-        """Compilations of any thread inside the block are expected: an engine is loading, nobody waits for a step."""
-        self._starting += 1
-        try:
-            yield
-        finally:
-            self._starting -= 1
-
-    def arm(self) -> None:
-        """Starts counting. Listeners of jax cannot be taken back one by one, so one counter serves the process."""
-        if not self._armed:
+    def watching(self) -> Iterator[None]:
+        """Around a step, on the loop's thread."""
+        if not self._listening:
+            # Listeners of jax cannot be taken back one by one, so one counter serves the process.
             monitoring.register_event_duration_secs_listener(self._on_event)
-            self._armed = True
+            self._listening = True
+        self._local.watching = True
+        try:
+            yield
+        finally:
+            self._local.watching = False
 
     def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event == _COMPILE_EVENT and not self._starting and getattr(self._local, "depth", 0) == 0:
+        if event == _COMPILE_EVENT and getattr(self._local, "watching", False):
             self.undeclared += 1
 
 

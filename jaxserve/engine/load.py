@@ -19,7 +19,7 @@ from jaxserve.checkpoint.load import load_model
 from jaxserve.checkpoint.source import resolve
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.core import EngineCore
-from jaxserve.engine.executables import ExecutableCache, compile_counter
+from jaxserve.engine.executables import ExecutableCache
 from jaxserve.engine.inbox import Inbox
 from jaxserve.engine.programs import Program, ProgramSet
 from jaxserve.engine.runner import Runner
@@ -61,19 +61,17 @@ def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], Non
         ConfigError, CheckpointError, DoesNotFitError: what cannot be honoured, and what to do.
     """
     started = time.perf_counter()
-    compile_counter.arm()
-    with compile_counter.starting():
-        loaded = _load(config)
-        progress(_describe(loaded))
-        functions, classes = _functions(config, loaded)
-        record = open(config.runtime.record, "wb") if config.runtime.record else None
-        scheduler = _scheduler(config, loaded.shape, classes, Recorder(record) if record else None)
-        programs = ProgramSet(_cache(config, functions))
-        programs.declare(functions.programs())
-        covering = functions.covering()
-        programs.compile_now(covering)
-        kv, slots = allocate(functions.kv), sampling_state.allocate(functions.slot_layout)
-        runner = Runner(functions, programs, loaded.params, kv, slots)
+    loaded = _load(config)
+    progress(_describe(loaded))
+    functions, classes = _functions(config, loaded)
+    record = open(config.runtime.record, "wb") if config.runtime.record else None
+    scheduler = _scheduler(config, loaded.shape, classes, Recorder(record) if record else None)
+    programs = ProgramSet(_cache(config, functions))
+    programs.declare(functions.programs())
+    covering = functions.covering()
+    programs.compile_now(covering)
+    kv, slots = allocate(functions.kv), sampling_state.allocate(functions.slot_layout)
+    runner = Runner(functions, programs, loaded.params, kv, slots)
     others = [name for name in programs.names if name not in covering]
     programs.compile_in_background(others)
     if config.runtime.wait_for_buckets:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxserve.engine.executables import ExecutableCache, compile_counter
+from jaxserve.engine.executables import ExecutableCache
 
 log = logging.getLogger(__name__)
 
@@ -106,14 +106,13 @@ class ProgramSet:
             return
         program = self._declared[name]
         start = time.perf_counter()
-        with compile_counter.declared():
-            executable = self._cache.load(name, program.args, program.out) if self._cache else None
-            if executable is not None:
-                self.loaded += 1
-            else:
-                executable = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args).compile()
-                self.compiled += 1
-                if self._cache:
-                    self._cache.store(name, executable)
+        executable = self._cache.load(name, program.args, program.out) if self._cache else None
+        if executable is not None:
+            self.loaded += 1
+        else:
+            executable = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args).compile()
+            self.compiled += 1
+            if self._cache:
+                self._cache.store(name, executable)
         self._ready[name] = executable
         log.debug("%s ready after %.2f s", name, time.perf_counter() - start)

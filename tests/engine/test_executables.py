@@ -1,0 +1,50 @@
+"""Programs on disk, and the count of compilations in the middle of steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxserve.engine.executables import ExecutableCache, compile_counter
+
+
+def compiled(scale: float):
+    return jax.jit(lambda x: x * scale).lower(jax.ShapeDtypeStruct((4,), jnp.float32)).compile()
+
+
+def test_only_compilations_within_a_step_are_counted() -> None:
+    before = compile_counter.undeclared
+    with compile_counter.watching():
+        compiled(2.0)
+    assert compile_counter.undeclared == before + 1
+    compiled(3.0)
+    assert compile_counter.undeclared == before + 1
+
+
+def test_an_executable_survives_the_way_to_disk_and_back(tmp_path: Path) -> None:
+    x = jnp.arange(4.0)
+    cache = ExecutableCache(tmp_path / "cache", "identity")
+    assert cache.load("double", (x,), 0) is None
+    cache.store("double", compiled(2.0))
+    loaded = cache.load("double", (x,), 0)
+    assert loaded is not None and loaded(x).tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert ExecutableCache(tmp_path / "cache", "another identity").load("double", (x,), 0) is None
+
+
+def test_a_damaged_file_counts_as_absent(tmp_path: Path) -> None:
+    cache = ExecutableCache(tmp_path / "cache", "identity")
+    cache.store("double", compiled(2.0))
+    [path] = cache.folder.glob("*.xla")
+    path.write_bytes(path.read_bytes()[:100])
+    assert cache.load("double", (jnp.arange(4.0),), 0) is None
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="--compile-cache"):
+        ExecutableCache(folder, "identity")
