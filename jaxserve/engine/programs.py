@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 import time
@@ -67,24 +68,17 @@ class ProgramSet:
         for future in [self._pool.submit(self._compile, name) for name in names]:
             future.result()
 
-    def compile_in_background(self, names: Sequence[str], done: Callable[[], None] = lambda: None) -> None:
-        """Compiles in order of `names`; each is swapped in when it is done. `done` is called after the last."""
-        remaining = len(names)
-        lock = threading.Lock()
+    def compile_in_background(self, names: Sequence[str]) -> None:
+        """Compiles in order of `names`; each is swapped in when it is done."""
 
         def one(name: str) -> None:
-            nonlocal remaining
-            if not self._closing.is_set():
-                try:
-                    self._compile(name)
-                except Exception:
-                    # A smaller bucket that fails to compile costs speed, not service: larger ones stand in for it.
-                    log.exception("compiling %s failed; larger buckets stand in for it", name)
-            with lock:
-                remaining -= 1
-                last = remaining == 0
-            if last:
-                done()
+            if self._closing.is_set():
+                return
+            try:
+                self._compile(name)
+            except Exception:
+                # A smaller bucket that fails to compile costs speed, not service: larger ones stand in for it.
+                log.exception("compiling %s failed; larger buckets stand in for it", name)
 
         self._background = [self._pool.submit(one, name) for name in names]
 
@@ -114,5 +108,13 @@ class ProgramSet:
             self.compiled += 1
             if self._cache:
                 self._cache.store(name, executable)
+            _return_memory()
         self._ready[name] = executable
         log.debug("%s ready after %.2f s", name, time.perf_counter() - start)
+
+
+def _return_memory() -> None:
+    """Gives back what the compiler used: glibc would keep some hundred MiB for the process."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
