@@ -107,7 +107,7 @@ class SchedulerOptions:
     scheduling_policy: str = option(
         "sarathi",
         "Who computes next: sarathi (chunked prefill beside decodes), fcfs "
-        "(prefill first), static (request-level batches).",
+        "(prefill first), static (request-level batches), priority (by the request's `priority`, lower first).",
     )
     max_num_seqs: int | None = option(
         None, "Sequences running at once. Default: 256 on a GPU, 32 on a CPU.", parse=human_int, low=1, high=4096
