@@ -21,8 +21,6 @@ class Inbox:
 
     def drain(self) -> list[ToCore]:
         """Everything that has arrived, in order. Never waits."""
-        if not self._messages:
-            return []
         drained = []
         while self._messages:
             drained.append(self._messages.popleft())
@@ -34,7 +32,3 @@ class Inbox:
         self._arrived.clear()
         if self._messages:
             self._arrived.set()
-
-    def wake(self) -> None:
-        """Ends a `wait`."""
-        self._arrived.set()
