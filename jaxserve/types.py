@@ -1,7 +1,7 @@
 """The values that cross seams: requests, messages, scheduler events, plans. Knows nothing of jax, clocks or sockets.
 
 Everything here is a frozen msgspec struct, so the same bytes serve the socket between API and engine process, the
-Everything here is a frozen msgspec struct, so the same bytes serve the socket between API and engine process, the
+recorded event stream and its replay.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ def triton_walk(
     first: jax.Array,
     end: jax.Array,
     page_id: Callable[[jax.Array], jax.Array],
+    place: Callable[[jax.Array], jax.Array],
     load_keys: Callable[[jax.Array], jax.Array],
     load_values: Callable[[jax.Array], jax.Array],
     *,
@@ -44,9 +45,10 @@ def triton_walk(
     window: int | None,
     softcap: float | None,
 ) -> Attended:
-    """Attention of `q` [m, head_dim], at positions `q_pos` int32 [m] (-1 sees nothing), over pages [first, end).
+    """Attention of `q` [m, head_dim], at positions `q_pos` int32 [m] (-1 sees nothing), over entries [first, end).
 
-    `page_id(i)` reads the table; `load_keys`, `load_values` give [page_tokens, head_dim] in q's dtype.
+    `page_id(i)` reads the table, `place(i)` says where in the sequence that page stands; `load_keys`, `load_values`
+    give [page_tokens, head_dim] in q's dtype.
     """
 
     def step(index: jax.Array, part: Attended) -> Attended:
@@ -56,7 +58,7 @@ def triton_walk(
         s = dot(q, load_keys(page).T) * scale
         if softcap is not None:
             s = softcap * jnp.tanh(s / softcap)
-        k_pos = index * page_tokens + lax.broadcasted_iota(jnp.int32, (1, page_tokens), 1)
+        k_pos = place(index) * page_tokens + lax.broadcasted_iota(jnp.int32, (1, page_tokens), 1)
         seen = (k_pos <= q_pos[:, None]) & present
         if window is not None:
             seen &= k_pos > q_pos[:, None] - window

@@ -25,12 +25,14 @@ def walk(
     softcap: float | None,
     layout: Layout,
     pages_per_step: int,
+    places: jax.Array | None = None,
 ) -> Attended:
     """Causal attention of `q` [rows, q_tokens, heads, head_dim] over the pages of `tables` int32 [rows, max_pages].
 
     Query i of a row stands at `positions[row] + i`; a row with position -1 and queries from `counts[row]` on see
-    nothing. All rows walk together, as many steps as the longest one needs, whatever the width of the tables. Every
-    result bit of a row depends on that row alone: a step in which it sees nothing multiplies by exp(0) and adds 0.
+    nothing. Entry i of a table is the page at `places[row, i]` of the sequence, by default i. All rows walk together,
+    as many steps as the longest one needs, whatever the width of the tables. Every result bit of a row depends on that
+    row alone: a step in which it sees nothing multiplies by exp(0) and adds 0.
     """
     rows, q_tokens, heads, head_dim = q.shape
     pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
@@ -48,10 +50,16 @@ def walk(
     begin = jnp.zeros_like(end)
     if window is not None:
         begin = jnp.where(live, jnp.maximum(positions - window + 1, 0) // page_tokens, end)
-    columns = -(-tables.shape[1] // n)
-    tables = jnp.pad(tables, ((0, 0), (0, columns * n - tables.shape[1])), constant_values=pages)
-    place = jnp.arange(columns * n)
-    present = (tables >= 0) & (tables < pages) & (place >= begin[:, None]) & (place < end[:, None])
+    entries = tables.shape[1]
+    columns = -(-entries // n)
+    tables = jnp.pad(tables, ((0, 0), (0, columns * n - entries)), constant_values=pages)
+    if places is None:
+        places = jnp.arange(columns * n)[None]
+        first, last = jnp.min(begin) // n, jnp.minimum(-(-jnp.max(end) // n), columns)
+    else:
+        places = jnp.pad(places, ((0, 0), (0, columns * n - entries)))
+        first, last = jnp.zeros((), begin.dtype), jnp.asarray(columns, begin.dtype)
+    present = (tables >= 0) & (tables < pages) & (places >= begin[:, None]) & (places < end[:, None])
     # What a row does not see it reads from page 0 all the same: one page, soon in the cache.
     tables = jnp.where(present, tables, 0)
 
@@ -59,10 +67,11 @@ def walk(
         index, (o, m, l) = carry  # noqa: E741
         ids = lax.dynamic_slice_in_dim(tables, index * n, n, axis=1)
         page = layout.fetch(pool, layer, ids.reshape(-1))
-        k_pos = (index * n + jnp.arange(n))[:, None] * page_tokens + jnp.arange(page_tokens)
-        seen = k_pos[:, None] <= q_pos[:, None, :, None]
+        place = lax.dynamic_slice_in_dim(places, index * n, n, axis=1)
+        k_pos = (place[..., None] * page_tokens + jnp.arange(page_tokens))[:, :, None]
+        seen = k_pos <= q_pos[:, None, :, None]
         if window is not None:
-            seen &= k_pos[:, None] > q_pos[:, None, :, None] - window
+            seen &= k_pos > q_pos[:, None, :, None] - window
         seen &= lax.dynamic_slice_in_dim(present, index * n, n, axis=1)[:, :, None, None]
         seen = jnp.broadcast_to(seen[:, :, None, None], (rows, n, 1, group, q_tokens, page_tokens))
         seen = seen.reshape(rows, n, 1, m_rows, page_tokens)
@@ -81,8 +90,6 @@ def walk(
 
     flat = (rows, kv_heads, m_rows)
     nothing = Attended(jnp.zeros((*flat, head_dim)), jnp.full(flat, NO_KEY), jnp.zeros(flat))
-    first = jnp.min(begin) // n
-    last = jnp.minimum(-(-jnp.max(end) // n), columns)
     _, part = lax.while_loop(lambda carry: carry[0] < last, step, (first, nothing))
     return jax.tree.map(lambda x: _ungroup(x, q_tokens), part)
 

@@ -37,6 +37,7 @@ def paged_decode(
     tables: jax.Array,
     *,
     counts: jax.Array,
+    places: jax.Array | None = None,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -51,16 +52,19 @@ def paged_decode(
     m_rows = max(MIN_DOT, pl.next_power_of_2(group * q_tokens))
     splits = splits or default_splits(rows, kv_heads)
     arrays = layout.arrays(pool)
+    lists = () if places is None else (places,)
 
     grouped = q.reshape(rows, q_tokens, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(rows, kv_heads, group * q_tokens, head_dim).astype(layout.dot_dtype(pool))
     grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, m_rows - group * q_tokens), (0, 0)))
 
     def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):
-        array_refs, (o_ref, m_ref, l_ref) = refs[: len(arrays)], refs[len(arrays) :]
+        place_refs, array_refs, (o_ref, m_ref, l_ref) = refs[: len(lists)], refs[len(lists) : -3], refs[-3:]
         row, head, split = pl.program_id(0), pl.program_id(1), pl.program_id(2)
         position, count, layer = positions_ref[row], counts_ref[row], layer_ref[0]
         first, end = page_range(position, count, window, page_tokens, tables.shape[1])
+        if place_refs:
+            first, end = 0, jnp.where(position >= 0, tables.shape[1], 0)
         share = pl.cdiv(jnp.maximum(end - first, 0), splits)
         begin = first + split * share
         token = jnp.arange(m_rows) % q_tokens
@@ -70,6 +74,7 @@ def paged_decode(
             begin,
             jnp.minimum(begin + share, end),
             lambda index: table_ref[row, index],
+            lambda index: place_refs[0][row, index] if place_refs else index,
             functools.partial(layout.load_keys, array_refs, layer, head),
             functools.partial(layout.load_values, array_refs, layer, head),
             pages=pages,
@@ -91,12 +96,13 @@ def paged_decode(
         counts,
         tables,
         grouped,
+        *lists,
         *arrays,
         name="paged_decode",
         grid=(rows, kv_heads, splits),
         in_specs=[None] * 4
         + [pl.BlockSpec((None, None, m_rows, head_dim), lambda r, h, s: (r, h, 0, 0))]
-        + [None] * len(arrays),
+        + [None] * (len(lists) + len(arrays)),
         out_specs=[
             pl.BlockSpec((None, None, None, m_rows, head_dim), lambda r, h, s: (r, h, s, 0, 0)),
             per_program,

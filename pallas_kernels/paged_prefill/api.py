@@ -30,6 +30,7 @@ def paged_prefill(
     *,
     scale: float,
     counts: jax.Array | None = None,
+    places: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
     layout: Layout = Dense(),  # noqa: B008  (a frozen value)
@@ -43,6 +44,8 @@ def paged_prefill(
     pool: what `layout` reads; dense: [pages, layers, 2, kv_heads, page_tokens, head_dim]. `layer`: index into it.
     tables: int32 [rows, max_pages]; entry i holds positions [i * page_tokens, (i + 1) * page_tokens). An entry outside
         [0, pages) is absent: its keys are not seen.
+    places: int32 [rows, max_pages]; entry i of a row holds the page at places[row, i] instead, so that a table can be a
+        short list of pages from anywhere in the sequence.
     window: a query at p sees (p - window, p]; None sees all. softcap: scores become softcap * tanh(score / softcap).
     backend: see `pallas_kernels.backends`; None takes the platform's.
 
@@ -60,6 +63,7 @@ def paged_prefill(
         layer,
         tables,
         counts=counts,
+        places=places,
         scale=scale,
         window=window,
         softcap=softcap,

@@ -20,6 +20,7 @@ def paged_prefill(
     tables: jax.Array,
     *,
     counts: jax.Array,
+    places: jax.Array | None = None,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -29,7 +30,7 @@ def paged_prefill(
     which halves the work of the tiles of one chunk."""
 
     def tile(args: tuple[jax.Array, ...]) -> Attended:
-        q, position, table, count = args
+        q, position, table, count, *place = args
         part = walk(
             q[None],
             position[None],
@@ -37,6 +38,7 @@ def paged_prefill(
             layer,
             table[None],
             counts=count[None],
+            places=place[0][None] if place else None,
             scale=scale,
             window=window,
             softcap=softcap,
@@ -45,4 +47,4 @@ def paged_prefill(
         )
         return jax.tree.map(lambda x: x[0], part)
 
-    return lax.map(tile, (q, positions, tables, counts))
+    return lax.map(tile, (q, positions, tables, counts) if places is None else (q, positions, tables, counts, places))

@@ -23,6 +23,7 @@ def paged_prefill(
     tables: jax.Array,
     *,
     counts: jax.Array,
+    places: jax.Array | None = None,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -34,15 +35,18 @@ def paged_prefill(
     pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
     group = heads // kv_heads
     arrays = layout.arrays(pool)
+    lists = () if places is None else (places,)
     dtype = layout.dot_dtype(pool)
     # float32 products run on the scalar units, where a whole tile would not fit into the registers.
     block = q_tokens if jnp.dtype(dtype).itemsize <= 2 else min(q_tokens, 16)
 
     def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):
-        array_refs, (o_ref, m_ref, l_ref) = refs[: len(arrays)], refs[len(arrays) :]
+        place_refs, array_refs, (o_ref, m_ref, l_ref) = refs[: len(lists)], refs[len(lists) : -3], refs[-3:]
         tile, head, start = pl.program_id(0), pl.program_id(1), pl.program_id(2) * block
         position, count, layer = positions_ref[tile], counts_ref[tile], layer_ref[0]
         first, end = page_range(position, count, window, page_tokens, tables.shape[1])
+        if place_refs:
+            first, end = 0, jnp.where(position >= 0, tables.shape[1], 0)
         token = start + jnp.arange(block)
         part = triton_walk(
             q_ref[...],
@@ -50,6 +54,7 @@ def paged_prefill(
             first,
             end,
             lambda index: table_ref[tile, index],
+            lambda index: place_refs[0][tile, index] if place_refs else index,
             functools.partial(layout.load_keys, array_refs, layer, head // group),
             functools.partial(layout.load_values, array_refs, layer, head // group),
             pages=pages,
@@ -71,10 +76,11 @@ def paged_prefill(
         counts,
         tables,
         q.astype(dtype),
+        *lists,
         *arrays,
         name="paged_prefill",
         grid=(tiles, heads, q_tokens // block),
-        in_specs=[None] * 4 + [per_vector] + [None] * len(arrays),
+        in_specs=[None] * 4 + [per_vector] + [None] * (len(lists) + len(arrays)),
         out_specs=[per_vector, per_query, per_query],
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, jnp.float32),

@@ -58,7 +58,9 @@ ALL = [
 ]
 
 
-def run(op: Callable[..., Attended], case: Case, x: Inputs, layer: int = 1) -> Attended:
+def run(
+    op: Callable[..., Attended], case: Case, x: Inputs, layer: int = 1, places: jax.Array | None = None
+) -> Attended:
     def call(x: Inputs) -> Attended:
         return op(
             x.q,
@@ -67,6 +69,7 @@ def run(op: Callable[..., Attended], case: Case, x: Inputs, layer: int = 1) -> A
             layer,
             x.tables,
             counts=x.counts,
+            places=places,
             scale=case.scale,
             window=case.window,
             softcap=case.softcap,
@@ -159,6 +162,21 @@ def test_absent_pages_are_not_seen() -> None:
     only = x.tables.at[0, jnp.array([0, 2, 3])].set(1 << 30)
     other = run(decode_reference.paged_decode, case, Inputs(x.q, x.positions, x.counts, x.pool, only))
     np.testing.assert_allclose(normalize(merge([part, other])), expected(case, x, 1), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "op", [pytest.param(op, id=f"{kind}-{name}") for kind in BACKENDS for name, op in BACKENDS[kind].items()]
+)
+@pytest.mark.parametrize("window", [None, 70])
+def test_a_table_may_be_a_short_list_of_pages(op: Callable[..., Attended], window: int | None) -> None:
+    """Two lists that share the pages of a sequence between them, each in an order of its own."""
+    case = Case(positions=(320, 130, -1), counts=(64, 60, 0), q_tokens=PAGE, window=window)
+    x = inputs(case)
+    parts = []
+    for chosen in ([5, 0, 3], [1, 4, 2]):
+        short = Inputs(x.q, x.positions, x.counts, x.pool, x.tables[:, jnp.array(chosen)])
+        parts.append(run(op, case, short, places=jnp.tile(jnp.array(chosen, jnp.int32), (3, 1))))
+    np.testing.assert_allclose(normalize(merge(parts)), expected(case, x, 1), atol=2e-6)
 
 
 def test_merge_of_nothing_changes_no_bit() -> None:

@@ -8,7 +8,6 @@ and `load_values` read one page of one head inside a kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -52,36 +51,20 @@ class Layout(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Dense:
-    """Keys and values as floats: one pool [pages, layers, 2, kv_heads, page_tokens, head_dim], K at 0 and V at 1."""
+class SealedLayout(Layout, Protocol):
+    """A layout whose pages are made whole, from the 16-bit keys and values of a full page, and never change.
 
-    def page_shape(self, pool: jax.Array) -> tuple[int, int, int, int]:
-        pages, _, _, kv_heads, page_tokens, head_dim = pool.shape
-        return pages, kv_heads, page_tokens, head_dim
+    Its pool is a dict of arrays [pages, layers, *shape]; `kv_heads` is the first axis of each shape, so that one axis
+    number shards all of them.
+    """
 
-    def fetch(self, pool: jax.Array, layer: int | jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # K and V by two gathers: one gather of both costs a copy to take it apart again.
-        k = pool.at[ids, layer, 0].get(mode="promise_in_bounds")
-        v = pool.at[ids, layer, 1].get(mode="promise_in_bounds")
-        return k, v
+    def shapes(self, kv_heads: int, page_tokens: int, head_dim: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What one layer of one page holds, by name. Raises ValueError where the algebra does not allow the sizes."""
+        ...
 
-    def scores(self, q: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
-        k = page[0].astype(jnp.float32)
-        return jnp.einsum("rhmd,rhsd->rhms", q, k, preferred_element_type=jnp.float32)
+    def encode(self, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
+        """k, v [n, kv_heads, page_tokens, head_dim] in the 16-bit page type -> arrays [n, *shape] as `shapes` says.
 
-    def mix(self, p: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
-        v = page[1].astype(jnp.float32)
-        return jnp.einsum("rhms,rhsd->rhmd", p, v, preferred_element_type=jnp.float32)
-
-    def arrays(self, pool: jax.Array) -> tuple[jax.Array, ...]:
-        return (pool,)
-
-    def dot_dtype(self, pool: jax.Array) -> jnp.dtype:
-        return pool.dtype
-
-    def load_keys(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
-        return refs[0][page, layer, 0, head]
-
-    def load_values(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
-        return refs[0][page, layer, 1, head]
+        Every bit of a page depends on its own keys and values alone.
+        """
+        ...

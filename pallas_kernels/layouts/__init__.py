@@ -1,0 +1,6 @@
+"""Layouts of KV pages, one file each; `layout` holds the protocols."""
+
+from pallas_kernels.layouts.dense import Dense
+from pallas_kernels.layouts.layout import Layout, SealedLayout
+
+__all__ = ["Dense", "Layout", "SealedLayout"]

@@ -1,0 +1,44 @@
+"""The layout of dense pages: floats as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Keys and values as floats: one pool [pages, layers, 2, kv_heads, page_tokens, head_dim], K at 0 and V at 1."""
+
+    def page_shape(self, pool: jax.Array) -> tuple[int, int, int, int]:
+        pages, _, _, kv_heads, page_tokens, head_dim = pool.shape
+        return pages, kv_heads, page_tokens, head_dim
+
+    def fetch(self, pool: jax.Array, layer: int | jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # K and V by two gathers: one gather of both costs a copy to take it apart again.
+        k = pool.at[ids, layer, 0].get(mode="promise_in_bounds")
+        v = pool.at[ids, layer, 1].get(mode="promise_in_bounds")
+        return k, v
+
+    def scores(self, q: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
+        k = page[0].astype(jnp.float32)
+        return jnp.einsum("rhmd,rhsd->rhms", q, k, preferred_element_type=jnp.float32)
+
+    def mix(self, p: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
+        v = page[1].astype(jnp.float32)
+        return jnp.einsum("rhms,rhsd->rhmd", p, v, preferred_element_type=jnp.float32)
+
+    def arrays(self, pool: jax.Array) -> tuple[jax.Array, ...]:
+        return (pool,)
+
+    def dot_dtype(self, pool: jax.Array) -> jnp.dtype:
+        return pool.dtype
+
+    def load_keys(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
+        return refs[0][page, layer, 0, head]
+
+    def load_values(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
+        return refs[0][page, layer, 1, head]
