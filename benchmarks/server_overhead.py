@@ -34,9 +34,12 @@ async def stream(host: str, port: int, path: str, body: dict) -> tuple[int, int]
     """(tokens, events) of one streamed answer."""
     reader, writer = await asyncio.open_connection(host, port)
     data = json.dumps(body).encode()
-    writer.write(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
-                 f"Content-Type: application/json\r\n"
-                 f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n".encode()
+        + data
+    )
     received = await reader.read(-1)
     writer.close()
     if b" 200 OK" not in received[:20]:
@@ -60,8 +63,17 @@ def main() -> None:
     args, options = parser.parse_known_args()
     server = None
     if args.pid is None:
-        command = [sys.executable, "-m", "jaxserve", "serve", "--port", "0", "--max-num-seqs", str(args.streams),
-                   *options]
+        command = [
+            sys.executable,
+            "-m",
+            "jaxserve",
+            "serve",
+            "--port",
+            "0",
+            "--max-num-seqs",
+            str(args.streams),
+            *options,
+        ]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         address = next(found for line in server.stdout if (found := re.search(r"http://([\d.]+):(\d+)", line)))
@@ -70,16 +82,23 @@ def main() -> None:
         host, port, pid = "127.0.0.1", args.port, args.pid
     try:
         for name, (path, prompt) in ROUTES.items():
-            body = {**prompt, "max_tokens": args.tokens, "ignore_eos": True, "stream": True,
-                    "stream_options": {"include_usage": True}}
+            body = {
+                **prompt,
+                "max_tokens": args.tokens,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
             asyncio.run(crowd(host, port, path, {**body, "max_tokens": 5}, args.streams))
             for _ in range(args.rounds):
                 cpu, started = cpu_seconds(pid), time.perf_counter()
                 tokens, events = asyncio.run(crowd(host, port, path, body, args.streams))
                 cpu, elapsed = cpu_seconds(pid) - cpu, time.perf_counter() - started
-                print(f"{name}: {args.streams} streams, {tokens} tokens in {events} events, {tokens / elapsed:.0f} "
-                      f"tokens/s; API process {cpu / tokens * 1e6:.1f} us per token, {cpu / elapsed:.0%} of a core",
-                      flush=True)
+                print(
+                    f"{name}: {args.streams} streams, {tokens} tokens in {events} events, {tokens / elapsed:.0f} "
+                    f"tokens/s; API process {cpu / tokens * 1e6:.1f} us per token, {cpu / elapsed:.0%} of a core",
+                    flush=True,
+                )
     finally:
         if server is not None:
             server.terminate()

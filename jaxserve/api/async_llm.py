@@ -91,9 +91,18 @@ class AsyncLLM:
             return self.tokenizer.encode(text, add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
 
-    async def submit(self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None,
-                     priority: int = 0, tenant: str = "", salt: str = "", stream: bool = True,
-                     prompt_text: str | None = None) -> Stream:
+    async def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        tenant: str = "",
+        salt: str = "",
+        stream: bool = True,
+        prompt_text: str | None = None,
+    ) -> Stream:
         """Hands a request to the engine; what it generates comes out of the Stream.
 
         `request_id` names the request to its caller: in outputs and for `abort`. `stream` False lets the engine deliver
@@ -107,15 +116,33 @@ class AsyncLLM:
         parsed = parse_prompt(prompt)
         tokens = parsed.tokens if parsed.text is None else await self.encode(parsed.text)
         text = parsed.text if parsed.text is not None else prompt_text
-        state = self.prepare(tokens or (), text, params, request_id=request_id, priority=priority, tenant=tenant,
-                             salt=salt or parsed.salt, stream=stream)
+        state = self.prepare(
+            tokens or (),
+            text,
+            params,
+            request_id=request_id,
+            priority=priority,
+            tenant=tenant,
+            salt=salt or parsed.salt,
+            stream=stream,
+        )
         if self._sequences + state.request.params.n > self._admitted:
-            raise QueueFull(f"{self._sequences} sequences wait or run already, and max_queued_requests is "
-                            f"{self.config.scheduler.max_queued_requests}")
+            raise QueueFull(
+                f"{self._sequences} sequences wait or run already, and max_queued_requests is "
+                f"{self.config.scheduler.max_queued_requests}"
+            )
         return Stream(self, self._start(state))
 
-    def prepare(self, tokens: Sequence[int], text: str | None, params: SamplingParams | None, *,
-                request_id: str | None = None, stream: bool = True, **options: Any) -> RequestState:
+    def prepare(
+        self,
+        tokens: Sequence[int],
+        text: str | None,
+        params: SamplingParams | None,
+        *,
+        request_id: str | None = None,
+        stream: bool = True,
+        **options: Any,
+    ) -> RequestState:
         """A request that has been checked and not been submitted. Errors of `submit`, but for QueueFull."""
         if self._client.failure is not None:
             raise EngineDead(self._client.failure)
@@ -123,8 +150,14 @@ class AsyncLLM:
         wanted = params if params is not None else self.sampling_params()
         # Stop strings are found here, so the engine must let tokens be seen early to be stopped early.
         request = self.intake.request(tokens, wanted, id=name, stream=stream or bool(wanted.stop), **options)
-        return RequestState(request, self.tokenizer, self.limits.eos_token_ids, request_id=request_id or name,
-                            prompt=text, now=time.monotonic())
+        return RequestState(
+            request,
+            self.tokenizer,
+            self.limits.eos_token_ids,
+            request_id=request_id or name,
+            prompt=text,
+            now=time.monotonic(),
+        )
 
     async def complete(self, states: Sequence[RequestState]) -> list[RequestOutput]:
         """Runs prepared requests to their ends, however many they are; cancelling it cancels them.
@@ -146,8 +179,9 @@ class AsyncLLM:
             for running in all_running:
                 self._end(running, FinishReason.ABORT)
 
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None,
-                       **options: Any) -> AsyncIterator[RequestOutput]:
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> AsyncIterator[RequestOutput]:
         """The output so far, each time that it has grown; the last one is `finished`. Options and errors of `submit`.
 
         Closing the iterator, or cancelling the task that reads it, ends the request.
@@ -315,8 +349,9 @@ def _intake(config: EngineConfig) -> Intake:
     if model.generation_config == "none":
         return Intake(tokenizer, template, seed=model.seed)
     recommended = read_generation_config(folder)
-    return Intake(tokenizer, template, _sampling_defaults(recommended), longest_answer=recommended.max_new_tokens,
-                  seed=model.seed)
+    return Intake(
+        tokenizer, template, _sampling_defaults(recommended), longest_answer=recommended.max_new_tokens, seed=model.seed
+    )
 
 
 def _sampling_defaults(recommended: GenerationDefaults) -> dict[str, Any]:

@@ -50,9 +50,14 @@ class LLM:
             self.close()
             raise
 
-    def generate(self, prompts: Prompt | Sequence[Prompt],
-                 sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, use_tqdm: bool = True, *,
-                 priority: int = 0) -> list[RequestOutput]:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        priority: int = 0,
+    ) -> list[RequestOutput]:
         """Completes prompts, in their order. One of them is text, a list of token ids, or a dict with `prompt` or
         `prompt_token_ids`; parameters are one for all or one each (None: the model's recommendations).
 
@@ -64,25 +69,38 @@ class LLM:
         params = self._params(sampling_params, len(parsed), self._llm.sampling_params())
         return self._complete(parsed, params, use_tqdm, priority, add_special_tokens=True)
 
-    def chat(self, messages: Messages | Sequence[Messages],
-             sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, use_tqdm: bool = True, *,
-             tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
-             continue_final_message: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None,
-             priority: int = 0) -> list[RequestOutput]:
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+    ) -> list[RequestOutput]:
         """Answers one conversation or several, in their order. Without parameters an answer may take all the room there
         is. Errors as `generate`."""
         several = bool(messages) and not isinstance(messages[0], Mapping)
         chats: Sequence[Any] = messages if several else [messages]
 
         def render(chat: Messages) -> ParsedPrompt:
-            text = self._llm.chat_prompt(chat, tools=tools, add_generation_prompt=add_generation_prompt,
-                                         continue_final_message=continue_final_message, options=chat_template_kwargs)
+            text = self._llm.chat_prompt(
+                chat,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                options=chat_template_kwargs,
+            )
             return ParsedPrompt(text, None, "")
 
         parsed = [_numbered(index, render, chat) for index, chat in enumerate(chats)]
         default = self._llm.sampling_params(max_tokens=None)
-        return self._complete(parsed, self._params(sampling_params, len(parsed), default), use_tqdm, priority,
-                              add_special_tokens=False)
+        return self._complete(
+            parsed, self._params(sampling_params, len(parsed), default), use_tqdm, priority, add_special_tokens=False
+        )
 
     def get_tokenizer(self) -> Tokenizer:
         return self._llm.tokenizer
@@ -119,27 +137,47 @@ class LLM:
         if not self._finalizer.alive:
             raise EngineDead("this LLM has been closed")
 
-    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, count: int,
-                default: SamplingParams) -> list[SamplingParams]:
+    def _params(
+        self, given: SamplingParams | Sequence[SamplingParams] | None, count: int, default: SamplingParams
+    ) -> list[SamplingParams]:
         if given is None:
             return [default] * count
         if isinstance(given, SamplingParams):
             return [given] * count
         if len(given) != count:
-            raise ParamError("sampling_params", f"{len(given)} sampling_params for {count} prompts: give one for all "
-                                                f"or one each")
+            raise ParamError(
+                "sampling_params", f"{len(given)} sampling_params for {count} prompts: give one for all or one each"
+            )
         return list(given)
 
-    def _complete(self, parsed: Sequence[ParsedPrompt], params: Sequence[SamplingParams], use_tqdm: bool, priority: int,
-                  *, add_special_tokens: bool) -> list[RequestOutput]:
+    def _complete(
+        self,
+        parsed: Sequence[ParsedPrompt],
+        params: Sequence[SamplingParams],
+        use_tqdm: bool,
+        priority: int,
+        *,
+        add_special_tokens: bool,
+    ) -> list[RequestOutput]:
         self._check_open()
         texts = [prompt.text for prompt in parsed if prompt.text is not None]
         encoded = iter(self._llm.tokenizer.encode_batch(texts, add_special_tokens) if texts else ())
         states = []
         for index, (prompt, one) in enumerate(zip(parsed, params, strict=True)):
             tokens = next(encoded) if prompt.tokens is None else prompt.tokens
-            states.append(_numbered(index, self._llm.prepare, tokens, prompt.text, one, request_id=str(index),
-                                    priority=priority, salt=prompt.salt, stream=False))
+            states.append(
+                _numbered(
+                    index,
+                    self._llm.prepare,
+                    tokens,
+                    prompt.text,
+                    one,
+                    request_id=str(index),
+                    priority=priority,
+                    salt=prompt.salt,
+                    stream=False,
+                )
+            )
         if not use_tqdm:
             return self._loop.run(self._llm.complete(states))
         with contextlib.closing(_Progress(states)) as progress:

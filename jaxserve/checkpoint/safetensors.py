@@ -84,7 +84,6 @@ class SafetensorsFile:
             )
         return np.frombuffer(self._map, dtype, count, self._data + start).reshape(shape)
 
-
     def release(self, name: str) -> None:
         """Lets the system drop the tensor's pages from this process. Its views stay valid: they read the file again."""
         _, _, start, end = self._entries[name]

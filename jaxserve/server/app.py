@@ -21,12 +21,21 @@ from jaxserve.server.auth import AuthMiddleware
 from jaxserve.server.limits import REQUEST_ID
 from jaxserve.server.serving import Serving
 
-ROUTERS: Sequence[APIRouter] = (completions.router, chat.router, models.router, tokenize.router, health.router,
-                                admin.router)
+ROUTERS: Sequence[APIRouter] = (
+    completions.router,
+    chat.router,
+    models.router,
+    tokenize.router,
+    health.router,
+    admin.router,
+)
 
 BODIES: dict[str, type[protocol.Body]] = {
-    "/v1/completions": protocol.CompletionBody, "/v1/chat/completions": protocol.ChatBody,
-    "/tokenize": protocol.TokenizeBody, "/detokenize": protocol.DetokenizeBody, "/abort_requests": protocol.AbortBody,
+    "/v1/completions": protocol.CompletionBody,
+    "/v1/chat/completions": protocol.ChatBody,
+    "/tokenize": protocol.TokenizeBody,
+    "/detokenize": protocol.DetokenizeBody,
+    "/abort_requests": protocol.AbortBody,
 }
 """What POST routes read. They parse it themselves, to bound it and to word what is wrong."""
 
@@ -49,8 +58,13 @@ def create_app(llm: AsyncLLM, config: ServeConfig) -> FastAPI:
     errors.install(app)
     app.add_middleware(AuthMiddleware, keys=serving.keys, admin=serving.admin_keys)
     if config.server.allowed_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(config.server.allowed_origins), allow_methods=["*"],
-                           allow_headers=["*"], expose_headers=["X-Request-Id", "X-Jaxserve-Ignored"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.server.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "X-Jaxserve-Ignored"],
+        )
     app.add_middleware(RequestIdMiddleware)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -78,12 +92,27 @@ class RequestIdMiddleware:
         await self.app(scope, receive, name)
 
 
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {
-    "type": "object", "required": ["message", "type", "param", "code"], "properties": {
-        "message": {"type": "string"}, "type": {"enum": ["invalid_request_error", "server_error"]},
-        "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]}}}}}
-_OTHER_MEDIA = {"/v1/completions": "text/event-stream", "/v1/chat/completions": "text/event-stream",
-                "/metrics": "text/plain"}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"enum": ["invalid_request_error", "server_error"]},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_OTHER_MEDIA = {
+    "/v1/completions": "text/event-stream",
+    "/v1/chat/completions": "text/event-stream",
+    "/metrics": "text/plain",
+}
 
 
 def _json(schema: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +123,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's schema with the bodies that the routes read themselves."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        names, definitions = models_json_schema([(body, "validation") for body in BODIES.values()],
-                                                ref_template="#/components/schemas/{model}")
+        names, definitions = models_json_schema(
+            [(body, "validation") for body in BODIES.values()], ref_template="#/components/schemas/{model}"
+        )
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
         schema["components"]["schemas"]["Error"] = _ERROR
         failure = {"description": "What went wrong", "content": _json({"$ref": "#/components/schemas/Error"})}

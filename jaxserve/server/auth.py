@@ -58,8 +58,11 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.keys and not self._admitted(scope):
-            error = ApiError(401, "This server needs a key: send the header `Authorization: Bearer KEY`.",
-                             headers={"WWW-Authenticate": "Bearer"})
+            error = ApiError(
+                401,
+                "This server needs a key: send the header `Authorization: Bearer KEY`.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
             await error_response(error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -85,5 +88,8 @@ def require_admin(request: Request, admin: Keys) -> None:
         return
     local = request.client is None or request.client.host in _LOOPBACK
     if not local or "origin" in request.headers or any(name in request.headers for name in _PROXY_HEADERS):
-        raise ApiError(403, "This route answers to the machine it runs on only; start the server with --admin-api-key "
-                            "to use it from elsewhere.")
+        raise ApiError(
+            403,
+            "This route answers to the machine it runs on only; start the server with --admin-api-key "
+            "to use it from elsewhere.",
+        )

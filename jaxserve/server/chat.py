@@ -62,8 +62,16 @@ class ChatJob(Job):
         found = []
         for output in state.output().outputs:
             tokens = output.token_ids if body.return_token_ids else None
-            found.append(ChatChoice(output.index, ChatMessage(output.text), self._logprobs(output.logprobs),
-                                    output.finish_reason, output.stop_reason, tokens))
+            found.append(
+                ChatChoice(
+                    output.index,
+                    ChatMessage(output.text),
+                    self._logprobs(output.logprobs),
+                    output.finish_reason,
+                    output.stop_reason,
+                    tokens,
+                )
+            )
         return found
 
     def chunk(self, writer: ChunkWriter, prompt: int, delta: RequestDelta) -> bytes:
@@ -85,8 +93,9 @@ class ChatJob(Job):
     def _of_prompt(self, state: RequestState) -> bytes:
         extra = b""
         if self.body.prompt_logprobs is not None:
-            extra += field(b"prompt_logprobs",
-                           prompt_logprobs(self.names, state.prompt_logprobs or [], self.body.prompt_logprobs))
+            extra += field(
+                b"prompt_logprobs", prompt_logprobs(self.names, state.prompt_logprobs or [], self.body.prompt_logprobs)
+            )
         if self.body.return_token_ids:
             extra += field(b"prompt_token_ids", state.request.prompt)
         return extra

@@ -92,8 +92,13 @@ class CompletionJob(Job):
             logprobs = None
             if body.logprobs is not None:
                 logprobs = self._logprobs(state, tokens, entries or [], 0, bool(body.echo))
-            choice = CompletionChoice(prompt * self.choices + output.index, echoed + written, logprobs,
-                                      output.finish_reason, output.stop_reason)
+            choice = CompletionChoice(
+                prompt * self.choices + output.index,
+                echoed + written,
+                logprobs,
+                output.finish_reason,
+                output.stop_reason,
+            )
             if not self._shows_generated:
                 choice.finish_reason, choice.stop_reason = "length", None
             if body.prompt_logprobs is not None:
@@ -108,14 +113,16 @@ class CompletionJob(Job):
             return state.prompt
         return self.serving.llm.tokenizer.decode(state.request.prompt, skip_special_tokens=False)
 
-    def _logprobs(self, state: RequestState, tokens: list[int], entries: list[TokenLogprobs], offset: int,
-                  with_prompt: bool) -> CompletionLogprobs:
+    def _logprobs(
+        self, state: RequestState, tokens: list[int], entries: list[TokenLogprobs], offset: int, with_prompt: bool
+    ) -> CompletionLogprobs:
         """Of the tokens generated, after those of the prompt where it is echoed."""
         if not with_prompt:
             return completion_logprobs(self.names, tokens, entries, self.body.logprobs or 0, offset)
         known = state.prompt_logprobs or [None] * len(state.request.prompt)
-        return completion_logprobs(self.names, [*state.request.prompt, *tokens], [*known, *entries],
-                                   self.body.logprobs or 0, offset)
+        return completion_logprobs(
+            self.names, [*state.request.prompt, *tokens], [*known, *entries], self.body.logprobs or 0, offset
+        )
 
     def chunk(self, writer: ChunkWriter, prompt: int, delta: RequestDelta) -> bytes:
         state = self.streams[prompt].state
@@ -149,8 +156,9 @@ class CompletionJob(Job):
         if first:
             self._begun.add(index)
             if body.prompt_logprobs is not None:
-                extra += field(b"prompt_logprobs",
-                               prompt_logprobs(self.names, state.prompt_logprobs or [], body.prompt_logprobs))
+                extra += field(
+                    b"prompt_logprobs", prompt_logprobs(self.names, state.prompt_logprobs or [], body.prompt_logprobs)
+                )
             if body.return_token_ids:
                 extra += field(b"prompt_token_ids", state.request.prompt)
         if body.return_token_ids:
@@ -162,4 +170,3 @@ class CompletionJob(Job):
         if not (written or tokens or extra or choice.finish_reason):
             return None
         return b',"text":%b%b%b%b}' % (text(written), field(b"logprobs", logprobs), finish_fields(choice), extra)
-

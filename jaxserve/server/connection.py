@@ -85,8 +85,16 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         body = msgspec.json.encode(error_object(ApiError(status, message)))
-        self.transport.write(b"".join((STATUS_LINE[status], b"content-type: application/json\r\nconnection: close\r\n",
-                                       b"content-length: %d\r\n\r\n" % len(body), body)))
+        self.transport.write(
+            b"".join(
+                (
+                    STATUS_LINE[status],
+                    b"content-type: application/json\r\nconnection: close\r\n",
+                    b"content-length: %d\r\n\r\n" % len(body),
+                    body,
+                )
+            )
+        )
         self.transport.close()
 
 
@@ -94,8 +102,13 @@ class ClientGone(Exception):
     """The client hung up before its answer was complete."""
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T], *, idle_s: float | None = None,
-                          on_idle: Callable[[], Awaitable[None]] | None = None) -> T:
+async def while_connected(
+    receive: Receive,
+    work: Coroutine[Any, Any, T],
+    *,
+    idle_s: float | None = None,
+    on_idle: Callable[[], Awaitable[None]] | None = None,
+) -> T:
     """Runs `work` and cancels it when the client hangs up; calls `on_idle` every `idle_s` seconds meanwhile.
 
     The body must have been read: from then on the only message to come is the disconnect.

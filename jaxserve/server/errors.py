@@ -22,16 +22,33 @@ from jaxserve.types import ParamError
 
 log = logging.getLogger("jaxserve.server")
 
-_CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 408: "timeout",
-          413: "request_too_large", 415: "unsupported_media_type", 429: "rate_limit_exceeded",
-          431: "headers_too_large", 500: "internal_error", 503: "unavailable"}
+_CODES = {
+    401: "invalid_api_key",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    429: "rate_limit_exceeded",
+    431: "headers_too_large",
+    500: "internal_error",
+    503: "unavailable",
+}
 
 
 class ApiError(Exception):
     """An answer other than 200. `param` names the field at fault, `code` is for programs, `headers` go out with it."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None,
-                 headers: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(message)
         self.status = status
         self.message = message
@@ -78,8 +95,9 @@ def as_api_error(error: BaseException) -> ApiError:
         return invalid(_sentence(str(error)), error.param)
     if isinstance(error, EngineDead):
         return ApiError(503, f"The engine has ended: {scrubbed(str(error))}.", code="engine_dead")
-    return ApiError(500, "The server failed to answer this request; its log has the cause under the X-Request-Id of "
-                         "this response.")
+    return ApiError(
+        500, "The server failed to answer this request; its log has the cause under the X-Request-Id of this response."
+    )
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
@@ -88,11 +106,14 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     error = cast(HTTPException, error)
-    messages = {404: f"There is no route {request.method} {request.url.path[:200]}.",
-                405: f"{request.url.path[:200]} does not take {request.method}."}
+    messages = {
+        404: f"There is no route {request.method} {request.url.path[:200]}.",
+        405: f"{request.url.path[:200]} does not take {request.method}.",
+    }
     headers = dict(error.headers or {})
-    return error_response(ApiError(error.status_code, messages.get(error.status_code, str(error.detail)),
-                                   headers=headers))
+    return error_response(
+        ApiError(error.status_code, messages.get(error.status_code, str(error.detail)), headers=headers)
+    )
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

@@ -53,8 +53,9 @@ class Job(ABC):
         self._watches = [RequestWatch(serving.metrics, stream.state) for stream in streams]
 
     @classmethod
-    async def start(cls, serving: Serving, body: Any, model: str, prompts: Sequence[Encoded],
-                    params: Sequence[SamplingParams]) -> Any:
+    async def start(
+        cls, serving: Serving, body: Any, model: str, prompts: Sequence[Encoded], params: Sequence[SamplingParams]
+    ) -> Any:
         request_id = f"{cls.id_prefix}-{uuid.uuid4().hex}"
         streams = await serving.submit(prompts, params, body, request_id)
         return cls(serving, body, model, request_id, streams)
@@ -73,8 +74,11 @@ class Job(ABC):
 
     def usage(self) -> Usage:
         states = self.states
-        return Usage.of(sum(len(state.request.prompt) for state in states), sum(map(self.generated, states)),
-                        sum(state.cached_tokens for state in states))
+        return Usage.of(
+            sum(len(state.request.prompt) for state in states),
+            sum(map(self.generated, states)),
+            sum(state.cached_tokens for state in states),
+        )
 
     def generated(self, state: RequestState) -> int:
         """Tokens generated for a prompt, as the client counts them."""

@@ -51,8 +51,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                     raise _too_large(max_bytes)
                 parts.append(part)
     except TimeoutError:
-        raise ApiError(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.",
-                       headers={"Connection": "close"}) from None
+        raise ApiError(
+            408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", headers={"Connection": "close"}
+        ) from None
     return b"".join(parts)
 
 

@@ -43,11 +43,14 @@ def _finite(logprob: float) -> float:
 
 def _best(entry: TokenLogprobs, count: int) -> list[tuple[int, float]]:
     """The `count` most probable tokens of a position, best first."""
-    return [(token, _finite(p)) for token, p in zip(entry.ids[1:count + 1], entry.logprobs[1:count + 1], strict=True)]
+    return [
+        (token, _finite(p)) for token, p in zip(entry.ids[1 : count + 1], entry.logprobs[1 : count + 1], strict=True)
+    ]
 
 
-def completion_logprobs(names: TokenNames, tokens: Sequence[int], entries: Sequence[TokenLogprobs | None], count: int,
-                        offset: int = 0) -> CompletionLogprobs:
+def completion_logprobs(
+    names: TokenNames, tokens: Sequence[int], entries: Sequence[TokenLogprobs | None], count: int, offset: int = 0
+) -> CompletionLogprobs:
     """For `tokens` with `count` alternatives each; the sampled token is among its alternatives in any case.
 
     `entries`: one a token, None where nothing came before. `offset`: characters of text in front of the first token.
@@ -74,10 +77,17 @@ def completion_logprobs(names: TokenNames, tokens: Sequence[int], entries: Seque
 
 def chat_logprobs(names: TokenNames, entries: Iterable[TokenLogprobs], count: int) -> ChatLogprobs:
     """With `count` alternatives for each token."""
-    return ChatLogprobs([
-        ChatLogprob(names.text(e.ids[0]), _finite(e.logprobs[0]), names.bytes(e.ids[0]),
-                    [TopLogprob(names.text(t), p, names.bytes(t)) for t, p in _best(e, count)])
-        for e in entries])
+    return ChatLogprobs(
+        [
+            ChatLogprob(
+                names.text(e.ids[0]),
+                _finite(e.logprobs[0]),
+                names.bytes(e.ids[0]),
+                [TopLogprob(names.text(t), p, names.bytes(t)) for t, p in _best(e, count)],
+            )
+            for e in entries
+        ]
+    )
 
 
 def prompt_logprobs(names: TokenNames, entries: Iterable[TokenLogprobs | None], count: int) -> PromptLogprobs:

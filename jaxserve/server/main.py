@@ -59,9 +59,12 @@ async def _serve(config: ServeConfig) -> int:
         # Started here, not by uvicorn, so that what is wrong reaches the command line as one line.
         async with app.router.lifespan_context(app):
             ready = llm.ready
-            print(f"serving {', '.join(app.state.serving.names)}: up to {ready.max_num_seqs} sequences of "
-                  f"{ready.limits.max_model_len} tokens at once; KV cache of {ready.num_pages[0]} pages of "
-                  f"{ready.page_tokens} tokens", flush=True)
+            print(
+                f"serving {', '.join(app.state.serving.names)}: up to {ready.max_num_seqs} sequences of "
+                f"{ready.limits.max_model_len} tokens at once; KV cache of {ready.num_pages[0]} pages of "
+                f"{ready.page_tokens} tokens",
+                flush=True,
+            )
             server = _Server(_uvicorn(app, options), _address(options, listener))
             # What exists now lives as long as the server; the collector need not look at it again.
             gc.collect()
@@ -95,8 +98,10 @@ async def _until_end(server: _Server, serving: Serving, listener: socket.socket 
         serving.draining = True
         if not engine_death.done():
             running = serving.llm.unfinished
-            print(f"shutting down; {running} running sequences may take {drain_s:g} s (Ctrl-C again ends at once)",
-                  flush=True)
+            print(
+                f"shutting down; {running} running sequences may take {drain_s:g} s (Ctrl-C again ends at once)",
+                flush=True,
+            )
             drained = asyncio.ensure_future(serving.llm.close(drain_s))
             await asyncio.wait((drained, engine_death), return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
@@ -131,9 +136,20 @@ class _Server(uvicorn.Server):
 
 
 def _uvicorn(app: object, options: ServerOptions) -> uvicorn.Config:
-    return uvicorn.Config(app, uds=options.uds, http=HttpProtocol, ws="none", lifespan="off", log_config=None,  # type: ignore[arg-type]
-                          access_log=options.log_level == "debug", server_header=False, proxy_headers=False,
-                          root_path=options.root_path, timeout_graceful_shutdown=int(FLUSH_S), timeout_keep_alive=30)
+    return uvicorn.Config(
+        app,
+        uds=options.uds,
+        http=HttpProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,  # type: ignore[arg-type]
+        access_log=options.log_level == "debug",
+        server_header=False,
+        proxy_headers=False,
+        root_path=options.root_path,
+        timeout_graceful_shutdown=int(FLUSH_S),
+        timeout_keep_alive=30,
+    )
 
 
 def _bind(options: ServerOptions) -> socket.socket | None:

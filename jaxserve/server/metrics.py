@@ -23,9 +23,80 @@ from jaxserve.types import Stats
 PREFIX = "jaxserve:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_TTFT_S = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
-_TOKEN_S = (.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-_REQUEST_S = (.01, .05, .1, .3, .5, .8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+_TTFT_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
+_TOKEN_S = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+)
+_REQUEST_S = (
+    0.01,
+    0.05,
+    0.1,
+    0.3,
+    0.5,
+    0.8,
+    1,
+    1.5,
+    2,
+    2.5,
+    5,
+    10,
+    15,
+    20,
+    30,
+    40,
+    50,
+    60,
+    120,
+    240,
+    480,
+    960,
+    1920,
+    7680,
+)
 _TOKENS = tuple(base * 10**power for power in range(6) for base in (1, 2, 5))
 _CHOICES = (1, 2, 5, 10, 20, 50, 100)
 
@@ -90,8 +161,11 @@ class Metrics:
         """The text exposition format. `engine` None: the engine is gone, only this process's numbers are left."""
         families: list[Metric] = [one.family(name, self._labels) for name, one in self._histograms().items()]
         families.append(self._counter("request_success", "Choices that ended.", "finished_reason", self.finished))
-        families.append(self._counter("admission_rejections", "Requests refused by a full or closing server.", "reason",
-                                      self.rejected))
+        families.append(
+            self._counter(
+                "admission_rejections", "Requests refused by a full or closing server.", "reason", self.rejected
+            )
+        )
         if engine is not None:
             families += engine_families(engine, self._labels)
         return generate_latest(_Prefixed(families, self._prefixes))

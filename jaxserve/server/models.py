@@ -25,5 +25,12 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 
 
 def _card(serving: Serving, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": serving.created, "owned_by": "jaxserve", "root": serving.names[0],
-            "parent": None, "max_model_len": serving.llm.limits.max_model_len}
+    return {
+        "id": name,
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "jaxserve",
+        "root": serving.names[0],
+        "parent": None,
+        "max_model_len": serving.llm.limits.max_model_len,
+    }

@@ -23,12 +23,14 @@ Ints = Annotated[list[Int], Field(fail_fast=True)]
 Prompt = str | list[int]
 
 _TOKEN_ARRAY = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
-_PROMPT_SCHEMA = {"anyOf": [
-    {"type": "string", "minLength": 1},
-    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"type": "string", "minLength": 1}},
-    _TOKEN_ARRAY,
-    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _TOKEN_ARRAY},
-]}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"type": "string", "minLength": 1}},
+        _TOKEN_ARRAY,
+        {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _TOKEN_ARRAY},
+    ]
+}
 
 
 def _prompts(value: Any) -> list[Prompt]:
@@ -127,12 +129,29 @@ class StreamOptions(BaseModel):
 
 # Defined by OpenAI, vLLM or both; not supported. Values that ask for nothing are listed.
 _REFUSED_EVERYWHERE: dict[str, tuple[Any, ...]] = {
-    "use_beam_search": (False,), "length_penalty": (1, 1.0), "early_stopping": (False,), "best_of": (),
-    "spaces_between_special_tokens": (True,), "logits_processors": ([],), "vllm_xargs": ({},),
-    "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (), "structured_outputs": (),
-    "guided_decoding_backend": (), "guided_whitespace_pattern": (), "structural_tag": (),
-    "kv_transfer_params": (), "request_id": (), "prompt_embeds": (), "lora_request": (), "thinking_token_budget": (),
-    "repetition_detection": (), "logprob_token_ids": (), "response_format": ({"type": "text"},),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "early_stopping": (False,),
+    "best_of": (),
+    "spaces_between_special_tokens": (True,),
+    "logits_processors": ([],),
+    "vllm_xargs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
+    "kv_transfer_params": (),
+    "request_id": (),
+    "prompt_embeds": (),
+    "lora_request": (),
+    "thinking_token_budget": (),
+    "repetition_detection": (),
+    "logprob_token_ids": (),
+    "response_format": ({"type": "text"},),
 }
 
 
@@ -192,9 +211,26 @@ class Generation(Body):
         return {**{name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}, **own}
 
 
-_SAMPLING = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-             "frequency_penalty", "logit_bias", "allowed_token_ids", "bad_words", "seed", "min_tokens", "ignore_eos",
-             "stop", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens")
+_SAMPLING = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "seed",
+    "min_tokens",
+    "ignore_eos",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+)
 
 
 class CompletionBody(Generation):
@@ -207,12 +243,30 @@ class CompletionBody(Generation):
     REFUSED: ClassVar = {**_REFUSED_EVERYWHERE, "suffix": ("",), "best_of": (1,)}
 
 
-_MESSAGES_SCHEMA = {"type": "array", "minItems": 1, "items": {
-    "type": "object", "required": ["role", "content"], "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {
-            "type": "object", "required": ["type", "text"],
-            "properties": {"type": {"const": "text"}, "text": {"type": "string"}}}}]}}}}
+_MESSAGES_SCHEMA = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {
+                "anyOf": [
+                    {"type": "string"},
+                    {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": ["type", "text"],
+                            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                        },
+                    },
+                ]
+            },
+        },
+    },
+}
 
 
 Messages = Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True), WithJsonSchema(_MESSAGES_SCHEMA)]
@@ -220,8 +274,11 @@ Messages = Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True), 
 
 
 def _rendering(body: ChatBody | TokenizeBody) -> dict[str, Any]:
-    return {"add_generation_prompt": body.add_generation_prompt is not False,
-            "continue_final_message": bool(body.continue_final_message), "options": body.chat_template_kwargs}
+    return {
+        "add_generation_prompt": body.add_generation_prompt is not False,
+        "continue_final_message": bool(body.continue_final_message),
+        "options": body.chat_template_kwargs,
+    }
 
 
 class ChatBody(Generation):
@@ -236,12 +293,28 @@ class ChatBody(Generation):
     max_completion_tokens: Int | None = None
 
     REFUSED: ClassVar = {
-        **_REFUSED_EVERYWHERE, "best_of": (1,),
-        "tools": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": (True,), "functions": ([],),
-        "function_call": ("none",), "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (),
-        "reasoning_effort": (), "verbosity": ("medium",), "store": (False,), "service_tier": ("auto", "default"),
-        "include_reasoning": (True,), "chat_template": (), "documents": (), "echo": (False,),
-        "mm_processor_kwargs": ({},), "media_io_kwargs": ({},), "moderation": (),
+        **_REFUSED_EVERYWHERE,
+        "best_of": (1,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (True,),
+        "functions": ([],),
+        "function_call": ("none",),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+        "reasoning_effort": (),
+        "verbosity": ("medium",),
+        "store": (False,),
+        "service_tier": ("auto", "default"),
+        "include_reasoning": (True,),
+        "chat_template": (),
+        "documents": (),
+        "echo": (False,),
+        "mm_processor_kwargs": ({},),
+        "media_io_kwargs": ({},),
+        "moderation": (),
     }
 
     def rendering(self) -> dict[str, Any]:

@@ -56,8 +56,12 @@ class Serving:
             return self.names[0]
         if asked not in self.names:
             known = ", ".join(self.names)
-            raise ApiError(404, f"The model {asked[:200]!r} is not served here; the models are {known}.", param="model",
-                           code="model_not_found")
+            raise ApiError(
+                404,
+                f"The model {asked[:200]!r} is not served here; the models are {known}.",
+                param="model",
+                code="model_not_found",
+            )
         return asked
 
     async def render(self, body: ChatBody | TokenizeBody) -> str:
@@ -105,8 +109,11 @@ class Serving:
             self._bytes_per_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
         most = self.llm.limits.max_model_len * self._bytes_per_token
         if longest > most:
-            raise invalid(f"The prompt has {longest} characters; not more than {most} can fit into this model's "
-                          f"{self.llm.limits.max_model_len} tokens.", "prompt")
+            raise invalid(
+                f"The prompt has {longest} characters; not more than {most} can fit into this model's "
+                f"{self.llm.limits.max_model_len} tokens.",
+                "prompt",
+            )
 
     def _truncated(self, prompt: Encoded, body: Generation) -> Encoded:
         keep = body.truncate_prompt_tokens
@@ -116,26 +123,35 @@ class Serving:
         if keep == -1:
             keep = max(1, longest - (body.max_tokens or 1))
         if not 1 <= keep <= longest:
-            raise invalid(f"truncate_prompt_tokens must be -1 or between 1 and {longest} (it is {keep}).",
-                          "truncate_prompt_tokens")
+            raise invalid(
+                f"truncate_prompt_tokens must be -1 or between 1 and {longest} (it is {keep}).",
+                "truncate_prompt_tokens",
+            )
         return prompt if len(prompt.tokens) <= keep else Encoded(prompt.tokens[-keep:], None)
 
-    async def submit(self, prompts: Sequence[Encoded], params: Sequence[SamplingParams], body: Generation,
-                     request_id: str) -> list[Stream]:
+    async def submit(
+        self, prompts: Sequence[Encoded], params: Sequence[SamplingParams], body: Generation, request_id: str
+    ) -> list[Stream]:
         """Hands all prompts of a request to the engine, or none.
 
         Raises:
             ParamError: the first thing that cannot be honoured. ApiError: 503, the queue is full or the server closes.
         """
         self._check_room(sum(one.n for one in params if 1 <= one.n <= self.llm.limits.max_choices))
-        options: dict[str, Any] = {"priority": body.priority or 0, "salt": body.cache_salt or "",
-                                   "request_id": request_id, "stream": bool(body.stream)}
+        options: dict[str, Any] = {
+            "priority": body.priority or 0,
+            "salt": body.cache_salt or "",
+            "request_id": request_id,
+            "stream": bool(body.stream),
+        }
         if len(prompts) > 1:  # a prompt that is refused must not find others running
             for prompt, one in zip(prompts, params, strict=True):
                 self.llm.prepare(prompt.tokens, prompt.text, one, **options)
         # Nothing else runs between these submissions, so there is room for all or none.
-        return [await self.llm.submit(prompt.tokens, one, prompt_text=prompt.text, **options)
-                for prompt, one in zip(prompts, params, strict=True)]
+        return [
+            await self.llm.submit(prompt.tokens, one, prompt_text=prompt.text, **options)
+            for prompt, one in zip(prompts, params, strict=True)
+        ]
 
     def _check_room(self, sequences: int) -> None:
         """
@@ -144,8 +160,9 @@ class Serving:
         """
         most = self.llm.ready.max_num_seqs + self.llm.config.scheduler.max_queued_requests
         if sequences > most:
-            raise invalid(f"This request asks for {sequences} choices in all; the server takes at most {most} at once.",
-                          "n")
+            raise invalid(
+                f"This request asks for {sequences} choices in all; the server takes at most {most} at once.", "n"
+            )
         if self.draining:
             self.metrics.rejected["shutting_down"] += 1
             raise overloaded("The server is shutting down.", RETRY_AFTER_S)

@@ -21,8 +21,11 @@ KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_S = 15.0
 """A comment goes out when nothing else did for this long, so that proxies keep the connection."""
 
-_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no")]
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -45,8 +48,9 @@ class EventStream(Response):
         self.close = close
         self.status_code = 200
         self.background = None
-        self.raw_headers = _HEADERS + [(name.lower().encode("latin-1"), value.encode("latin-1"))
-                                       for name, value in (headers or {}).items()]
+        self.raw_headers = _HEADERS + [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         last_sent, started = monotonic(), False

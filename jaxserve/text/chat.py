@@ -24,8 +24,23 @@ from jaxserve.text.messages import plain_messages
 from jaxserve.text.tokenizer import read_tokenizer_config
 from jaxserve.types import ParamError
 
-_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template",
-                       "conversation", "tokenize", "return_dict", "self", "loop", "caller", "varargs", "kwargs"})
+_RESERVED = frozenset(
+    {
+        "messages",
+        "tools",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+        "conversation",
+        "tokenize",
+        "return_dict",
+        "self",
+        "loop",
+        "caller",
+        "varargs",
+        "kwargs",
+    }
+)
 # Stands where the last message's text ends, to find the place in the prompt. For private use: no text has it by chance.
 _END_MARK = "\U000fc0de\U000fc0de"
 
@@ -50,8 +65,9 @@ class ChatTemplate:
                 raise ConfigError(f"the chat template {name!r} cannot be parsed: {error}") from None
 
     @classmethod
-    def from_folder(cls, folder: str | Path, special_tokens: Mapping[str, str] | None = None,
-                    file: str | Path | None = None) -> ChatTemplate:
+    def from_folder(
+        cls, folder: str | Path, special_tokens: Mapping[str, str] | None = None, file: str | Path | None = None
+    ) -> ChatTemplate:
         """The templates of a model's folder; `file` is used instead of them all.
 
         Raises:
@@ -62,9 +78,15 @@ class ChatTemplate:
     def __bool__(self) -> bool:
         return bool(self._templates)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
-               add_generation_prompt: bool = True, continue_final_message: bool = False,
-               options: Mapping[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt for `messages`. `options`: further variables of the template (`enable_thinking`, ...).
 
         `continue_final_message` leaves the last message open, so that the model goes on with it.
@@ -75,8 +97,11 @@ class ChatTemplate:
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
         template = self._templates.get(name)
         if template is None:
-            raise ParamError("messages", "this model has no chat template; send a plain prompt to /v1/completions, or "
-                                         "start with --chat-template FILE")
+            raise ParamError(
+                "messages",
+                "this model has no chat template; send a plain prompt to /v1/completions, or "
+                "start with --chat-template FILE",
+            )
         self._check_options(options or {})
         chat = plain_messages(messages)
         if "developer" not in self._sources[name]:
@@ -84,18 +109,24 @@ class ChatTemplate:
             chat = [{**m, "role": "system"} if m["role"] == "developer" else m for m in chat]
         if continue_final_message:
             if add_generation_prompt:
-                raise ParamError("continue_final_message", "continue_final_message and add_generation_prompt exclude "
-                                                           "each other")
+                raise ParamError(
+                    "continue_final_message", "continue_final_message and add_generation_prompt exclude each other"
+                )
             chat = [*chat[:-1], _open_ended(chat[-1])]
         try:
-            prompt = template.render(messages=chat, tools=_plain_tools(tools),
-                                     add_generation_prompt=add_generation_prompt, **self._special_tokens,
-                                     **(options or {}))
+            prompt = template.render(
+                messages=chat,
+                tools=_plain_tools(tools),
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+                **(options or {}),
+            )
         except jinja2.TemplateError as error:
             raise ParamError("messages", f"the chat template refuses these messages: {error}") from None
         except Exception as error:  # a template is a program: any of its faults is an answer to these messages
-            raise ParamError("messages", f"the chat template fails on these messages: {type(error).__name__}: "
-                                         f"{error}") from None
+            raise ParamError(
+                "messages", f"the chat template fails on these messages: {type(error).__name__}: {error}"
+            ) from None
         return _cut(prompt) if continue_final_message else prompt
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
@@ -125,8 +156,10 @@ def _open_ended(message: dict[str, Any]) -> dict[str, Any]:
 def _cut(prompt: str) -> str:
     found = prompt.rfind(_END_MARK)
     if found < 0:
-        raise ParamError("continue_final_message", "the chat template does not render the last message as it is, so it "
-                                                   "cannot be continued")
+        raise ParamError(
+            "continue_final_message",
+            "the chat template does not render the last message as it is, so it cannot be continued",
+        )
     keeps_spaces = prompt.startswith(" ", found + len(_END_MARK))
     return prompt[:found] if keeps_spaces else prompt[:found].rstrip()
 
@@ -181,8 +214,9 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=[LoopControlExtension, _Generation])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _Generation]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
@@ -190,8 +224,13 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # jinja2's own filter escapes for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

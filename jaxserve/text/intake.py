@@ -32,8 +32,15 @@ class ParsedPrompt(msgspec.Struct, frozen=True):
 class Intake:
     """One model's way in: its tokenizer, chat template and recommended parameters, and what its engine can take."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, defaults: Mapping[str, Any] | None = None, *,
-                 longest_answer: int | None = None, seed: int = 0):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        defaults: Mapping[str, Any] | None = None,
+        *,
+        longest_answer: int | None = None,
+        seed: int = 0,
+    ):
         """`defaults`: values of SamplingParams that the model's authors recommend. `longest_answer`: max_tokens of
         requests that leave it open, if not all the room there is. `seed` seeds the drawn seeds."""
         self.tokenizer = tokenizer
@@ -51,8 +58,17 @@ class Intake:
         """As ChatTemplate.render. Tokenize it without special tokens: the template has written them."""
         return self.template.render(messages, **options)
 
-    def request(self, prompt: Sequence[int], params: SamplingParams, *, id: str, priority: int = 0, tenant: str = "",
-                salt: str = "", stream: bool = True) -> Request:
+    def request(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        id: str,
+        priority: int = 0,
+        tenant: str = "",
+        salt: str = "",
+        stream: bool = True,
+    ) -> Request:
         """A request that the engine can take as it is.
 
         Raises:
@@ -69,8 +85,16 @@ class Intake:
             raise ParamError("priority", f"priority must be a whole number of 32 bits, not {priority!r:.60}")
         _check_name("tenant", tenant)
         _check_name("cache_salt", salt)
-        return Request(id=id, prompt=tokens, params=resolved.params, banned=resolved.banned, priority=priority,
-                       tenant=tenant, salt=salt, stream=stream)
+        return Request(
+            id=id,
+            prompt=tokens,
+            params=resolved.params,
+            banned=resolved.banned,
+            priority=priority,
+            tenant=tenant,
+            salt=salt,
+            stream=stream,
+        )
 
     def _draw_seed(self) -> int:
         return self._random.getrandbits(SEED_BITS)
@@ -86,8 +110,11 @@ def parse_prompt(prompt: Prompt) -> ParsedPrompt:
     if isinstance(prompt, Mapping):
         unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
         if unknown or len({"prompt", "prompt_token_ids"} & set(prompt)) != 1:
-            raise ParamError("prompt", "a prompt given as a dict holds `prompt` or `prompt_token_ids`, and perhaps "
-                                       f"`cache_salt`, not {sorted(map(str, prompt))!r:.200}")
+            raise ParamError(
+                "prompt",
+                "a prompt given as a dict holds `prompt` or `prompt_token_ids`, and perhaps "
+                f"`cache_salt`, not {sorted(map(str, prompt))!r:.200}",
+            )
         salt = prompt.get("cache_salt") or ""
         prompt = prompt["prompt"] if "prompt" in prompt else prompt["prompt_token_ids"]
         if isinstance(prompt, Mapping):

@@ -55,8 +55,9 @@ def _text(where: str, content: Any, optional: bool) -> str:
     for index, part in enumerate(content):
         kind = part.get("type", "text") if isinstance(part, dict) else None
         if kind not in _TEXT_PARTS:
-            raise ParamError("messages", f"{where}.content[{index}] is {_show(kind)}; this model reads parts of type "
-                                         f"text only")
+            raise ParamError(
+                "messages", f"{where}.content[{index}] is {_show(kind)}; this model reads parts of type text only"
+            )
         if not isinstance(part.get("text"), str):
             raise ParamError("messages", f"{where}.content[{index}].text must be a string")
         texts.append(part["text"])

@@ -34,8 +34,9 @@ class Resolved:
     banned: tuple[tuple[int, ...], ...]
 
 
-def resolve(params: SamplingParams, limits: ModelLimits, prompt_len: int, tokenizer: Tokenizer,
-            draw_seed: Callable[[], int]) -> Resolved:
+def resolve(
+    params: SamplingParams, limits: ModelLimits, prompt_len: int, tokenizer: Tokenizer, draw_seed: Callable[[], int]
+) -> Resolved:
     """Checks `params` for a prompt of `prompt_len` tokens and settles what was left open.
 
     `draw_seed` gives a seed in [0, 2^63) to requests without one.
@@ -48,8 +49,11 @@ def resolve(params: SamplingParams, limits: ModelLimits, prompt_len: int, tokeni
     room = limits.max_model_len - prompt_len
     max_tokens = room if params.max_tokens is None else _whole("max_tokens", params.max_tokens, 0, 2**63 - 1)
     if max_tokens > room:
-        raise ParamError("max_tokens", f"max_tokens {max_tokens} is too large: the model's context of "
-                                       f"{limits.max_model_len} tokens leaves {room} after the prompt's {prompt_len}")
+        raise ParamError(
+            "max_tokens",
+            f"max_tokens {max_tokens} is too large: the model's context of "
+            f"{limits.max_model_len} tokens leaves {room} after the prompt's {prompt_len}",
+        )
     min_tokens = _whole("min_tokens", params.min_tokens, 0, 2**63 - 1)
     if min_tokens > max_tokens:
         raise ParamError("min_tokens", f"min_tokens {min_tokens} is more than max_tokens {max_tokens}")
@@ -61,8 +65,9 @@ def resolve(params: SamplingParams, limits: ModelLimits, prompt_len: int, tokeni
         raise ParamError("allowed_token_ids", "allowed_token_ids leaves no token to generate")
     stop_ids = _ids("stop_token_ids", params.stop_token_ids, limits)
     if len(stop_ids) > limits.max_stop_token_ids:
-        raise ParamError("stop_token_ids", f"stop_token_ids holds {len(stop_ids)} ids; the most are "
-                                           f"{limits.max_stop_token_ids}")
+        raise ParamError(
+            "stop_token_ids", f"stop_token_ids holds {len(stop_ids)} ids; the most are {limits.max_stop_token_ids}"
+        )
     _check_stops(params, limits)
     resolved = msgspec.structs.replace(
         params,
@@ -98,8 +103,11 @@ def check_prompt(prompt: Sequence[int], limits: ModelLimits, answer: bool = True
         raise ParamError("prompt", "the prompt has no tokens")
     longest = limits.max_model_len - answer
     if len(prompt) > longest:
-        raise ParamError("prompt", f"the prompt has {len(prompt)} tokens; the model's context of "
-                                   f"{limits.max_model_len} leaves room for at most {longest}")
+        raise ParamError(
+            "prompt",
+            f"the prompt has {len(prompt)} tokens; the model's context of "
+            f"{limits.max_model_len} leaves room for at most {longest}",
+        )
     return list(_ids("prompt", prompt, limits))
 
 
@@ -132,13 +140,18 @@ def _banned_sequences(words: Sequence[str], limits: ModelLimits, tokenizer: Toke
         for spelling in (bare, " " + bare):
             tokens = tuple(tokenizer.encode(spelling, add_special_tokens=False))
             if len(tokens) > limits.max_banned_length:
-                raise ParamError("bad_words", f"the bad word {word!r:.60} takes {len(tokens)} tokens; the most are "
-                                              f"{limits.max_banned_length}")
+                raise ParamError(
+                    "bad_words",
+                    f"the bad word {word!r:.60} takes {len(tokens)} tokens; the most are {limits.max_banned_length}",
+                )
             if tokens and max(tokens) < limits.vocab_size:
                 found[tokens] = word
     if len(found) > limits.max_banned_sequences:
-        raise ParamError("bad_words", f"bad_words come to {len(found)} token sequences (with and without a space "
-                                      f"before); the most are {limits.max_banned_sequences}")
+        raise ParamError(
+            "bad_words",
+            f"bad_words come to {len(found)} token sequences (with and without a space "
+            f"before); the most are {limits.max_banned_sequences}",
+        )
     return tuple(found)
 
 

@@ -74,8 +74,10 @@ def read_decoding(spec: Mapping[str, Any] | None) -> Decoding:
             found["replaces"] += ((step["replacement"], " "),)
             found["first_drops_spaces"] = step["prepend_scheme"] != "never"
         else:
-            raise ConfigError(f"the tokenizer's decoder step {kind} is not supported (ByteLevel, Metaspace, and "
-                              f"Replace, ByteFallback, Fuse, Strip in this order are)")
+            raise ConfigError(
+                f"the tokenizer's decoder step {kind} is not supported (ByteLevel, Metaspace, and "
+                f"Replace, ByteFallback, Fuse, Strip in this order are)"
+            )
     return Decoding(**found)
 
 

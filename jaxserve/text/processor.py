@@ -42,8 +42,20 @@ class RequestDelta(msgspec.Struct):
 class _Choice:
     """One choice: its text so far, and what of it has not been taken."""
 
-    __slots__ = ("index", "text", "tokens", "logprobs", "cumulative", "finish", "stop_reason", "new", "_params", "_eos",
-                 "_detokenizer", "_stops")
+    __slots__ = (
+        "index",
+        "text",
+        "tokens",
+        "logprobs",
+        "cumulative",
+        "finish",
+        "stop_reason",
+        "new",
+        "_params",
+        "_eos",
+        "_detokenizer",
+        "_stops",
+    )
 
     def __init__(self, index: int, request: Request, tokenizer: Tokenizer, eos: Collection[int]):
         params = request.params
@@ -57,8 +69,9 @@ class _Choice:
         self.new: ChoiceDelta | None = None
         self._params = params
         self._eos = () if params.ignore_eos else eos
-        self._detokenizer = (Detokenizer(tokenizer, request.prompt, params.skip_special_tokens)
-                             if params.detokenize else None)
+        self._detokenizer = (
+            Detokenizer(tokenizer, request.prompt, params.skip_special_tokens) if params.detokenize else None
+        )
         self._stops = StopFinder(tuple(params.stop), params.include_stop_str_in_output) if params.stop else None
 
     def push(self, delta: Delta) -> bool:
@@ -95,10 +108,15 @@ class _Choice:
         self._add(tail, (), None, reason)
 
     def output(self) -> CompletionOutput:
-        return CompletionOutput(index=self.index, text=self.text, token_ids=self.tokens.copy(),
-                                cumulative_logprob=None if self.logprobs is None else self.cumulative,
-                                logprobs=None if self.logprobs is None else self.logprobs.copy(),
-                                finish_reason=self.finish, stop_reason=self.stop_reason)
+        return CompletionOutput(
+            index=self.index,
+            text=self.text,
+            token_ids=self.tokens.copy(),
+            cumulative_logprob=None if self.logprobs is None else self.cumulative,
+            logprobs=None if self.logprobs is None else self.logprobs.copy(),
+            finish_reason=self.finish,
+            stop_reason=self.stop_reason,
+        )
 
     def _find_stop(self, stops: StopFinder, tokens: tuple[int, ...]) -> tuple[str, str | None, int]:
         """(text, the stop string or None, tokens up to and with the one that completed it), token by token."""
@@ -122,8 +140,13 @@ class _Choice:
         shown, stop = self._stops.push(tail)
         return (shown, stop) if stop is not None else (shown + self._stops.flush(), None)
 
-    def _add(self, text: str, tokens: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] | None,
-             finish: FinishReason | None) -> None:
+    def _add(
+        self,
+        text: str,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...] | None,
+        finish: FinishReason | None,
+    ) -> None:
         self.text += text
         self.tokens.extend(tokens)
         new = self.new
@@ -142,8 +165,16 @@ class _Choice:
 class RequestState:
     """One request on its way through an engine. `metrics` holds the times that `push` and `end` were told."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, eos: Collection[int], *, request_id: str,
-                 prompt: str | None, now: float):
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        eos: Collection[int],
+        *,
+        request_id: str,
+        prompt: str | None,
+        now: float,
+    ):
         """`eos`: ids that end a text on their own; `request_id`: the name that its caller knows."""
         self.request = request
         self.request_id = request_id
@@ -211,10 +242,17 @@ class RequestState:
 
     def output(self) -> RequestOutput:
         """Everything so far; a copy."""
-        return RequestOutput(request_id=self.request_id, prompt=self.prompt, prompt_token_ids=self.request.prompt,
-                             outputs=[choice.output() for choice in self._choices], finished=self.finished,
-                             prompt_logprobs=self.prompt_logprobs, num_cached_tokens=self.cached_tokens,
-                             metrics=self.metrics.copy(), error=self.error)
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.request.prompt,
+            outputs=[choice.output() for choice in self._choices],
+            finished=self.finished,
+            prompt_logprobs=self.prompt_logprobs,
+            num_cached_tokens=self.cached_tokens,
+            metrics=self.metrics.copy(),
+            error=self.error,
+        )
 
     def _ended(self, now: float) -> None:
         self._running -= 1

@@ -50,8 +50,10 @@ class Tokenizer:
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            raise ConfigError(f"{folder} has no tokenizer.json; name a folder with one by --tokenizer, or write it "
-                              f"with AutoTokenizer.from_pretrained(...).save_pretrained({str(folder)!r})")
+            raise ConfigError(
+                f"{folder} has no tokenizer.json; name a folder with one by --tokenizer, or write it "
+                f"with AutoTokenizer.from_pretrained(...).save_pretrained({str(folder)!r})"
+            )
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions

@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 
-OPTIONS: dict[str, Any] = {"max_num_seqs": 8, "max_model_len": 1024, "max_num_batched_tokens": 256,
-                           "decode_buckets": [8], "tile_buckets": [4], "wait_for_buckets": True}
+OPTIONS: dict[str, Any] = {
+    "max_num_seqs": 8,
+    "max_model_len": 1024,
+    "max_num_batched_tokens": 256,
+    "decode_buckets": [8],
+    "tile_buckets": [4],
+    "wait_for_buckets": True,
+}
 
 
 @pytest.fixture(scope="module")

@@ -140,8 +140,12 @@ def test_an_abort_ends_the_request_of_that_name(llm: AsyncLLM, run: Run) -> None
 def test_one_choice_stops_and_the_others_go_on(llm: AsyncLLM, run: Run) -> None:
     params = SamplingParams(n=3, temperature=1.0, seed=3, max_tokens=48, ignore_eos=True)
     whole = run(last(llm.generate("Once upon a time", params))).outputs
-    stop = next(text for start in range(40) if len({(text := c.text[start:start + 3]) for c in whole}) == 3
-                if (text := whole[1].text[start:start + 3]) not in whole[0].text + whole[2].text)
+    stop = next(
+        text
+        for start in range(40)
+        if len({(text := c.text[start : start + 3]) for c in whole}) == 3
+        if (text := whole[1].text[start : start + 3]) not in whole[0].text + whole[2].text
+    )
     params = SamplingParams(n=3, temperature=1.0, seed=3, max_tokens=48, ignore_eos=True, stop=stop)
     stopped = run(last(llm.generate("Once upon a time", params))).outputs
     assert stopped[1].text == whole[1].text[: whole[1].text.index(stop)]
@@ -173,13 +177,16 @@ def test_too_many_are_refused_and_room_comes_back(llm: AsyncLLM, run: Run) -> No
     run(work())
 
 
-@pytest.mark.parametrize(("prompt", "options", "param"), [
-    ("x", {"params": SamplingParams(temperature=-1)}, "temperature"),
-    ("x", {"priority": 2**40}, "priority"),
-    ("x", {"salt": "s" * 129}, "cache_salt"),
-    ([], {}, "prompt"),
-    ({"prompt": {"prompt": "x"}}, {}, "prompt"),
-])
+@pytest.mark.parametrize(
+    ("prompt", "options", "param"),
+    [
+        ("x", {"params": SamplingParams(temperature=-1)}, "temperature"),
+        ("x", {"priority": 2**40}, "priority"),
+        ("x", {"salt": "s" * 129}, "cache_salt"),
+        ([], {}, "prompt"),
+        ({"prompt": {"prompt": "x"}}, {}, "prompt"),
+    ],
+)
 def test_refusals_come_from_submit(llm: AsyncLLM, run: Run, prompt: Any, options: dict[str, Any], param: str) -> None:
     with pytest.raises(ParamError) as error:
         run(llm.submit(prompt, **options))

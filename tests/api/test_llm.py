@@ -27,8 +27,15 @@ def llm(engine_options: dict[str, Any]) -> Iterator[LLM]:
 
 def test_a_prompt_may_be_spelled_in_many_ways(llm: LLM) -> None:
     tokens = llm.get_tokenizer().encode(PROMPTS[0])
-    ways: list[Any] = [PROMPTS[0], [PROMPTS[0]], tokens, [tokens], np.array(tokens), {"prompt": PROMPTS[0]},
-                       [{"prompt_token_ids": tokens, "cache_salt": "mine"}]]
+    ways: list[Any] = [
+        PROMPTS[0],
+        [PROMPTS[0]],
+        tokens,
+        [tokens],
+        np.array(tokens),
+        {"prompt": PROMPTS[0]},
+        [{"prompt_token_ids": tokens, "cache_salt": "mine"}],
+    ]
     outputs = [llm.generate(way, GREEDY, use_tqdm=False) for way in ways]
     assert all(len(one) == 1 and one[0].prompt_token_ids == tokens for one in outputs)
     assert len({one[0].outputs[0].text for one in outputs}) == 1
@@ -54,15 +61,18 @@ def test_no_prompts_no_outputs(llm: LLM) -> None:
     assert llm.generate([], GREEDY) == []
 
 
-@pytest.mark.parametrize(("prompts", "params", "message"), [
-    (["fine", [1, 2, 10**9]], GREEDY, "prompt 1: prompt names token 1000000000"),
-    (["fine", ""], GREEDY, "prompt 1: the prompt has no tokens"),
-    (["fine", "fine"], [GREEDY, SamplingParams(top_p=2)], "prompt 1: top_p must be above 0"),
-    (["fine", 5], GREEDY, "prompt 1: a prompt must be text or token ids, not int"),
-    (["fine", {"prompt": "x", "multi_modal_data": {}}], GREEDY, "prompt 1: a prompt given as a dict holds"),
-    (["fine", "fine"], [GREEDY], "1 sampling_params for 2 prompts"),
-    ([[5] * 1024], GREEDY, "prompt 0: the prompt has 1024 tokens"),
-])
+@pytest.mark.parametrize(
+    ("prompts", "params", "message"),
+    [
+        (["fine", [1, 2, 10**9]], GREEDY, "prompt 1: prompt names token 1000000000"),
+        (["fine", ""], GREEDY, "prompt 1: the prompt has no tokens"),
+        (["fine", "fine"], [GREEDY, SamplingParams(top_p=2)], "prompt 1: top_p must be above 0"),
+        (["fine", 5], GREEDY, "prompt 1: a prompt must be text or token ids, not int"),
+        (["fine", {"prompt": "x", "multi_modal_data": {}}], GREEDY, "prompt 1: a prompt given as a dict holds"),
+        (["fine", "fine"], [GREEDY], "1 sampling_params for 2 prompts"),
+        ([[5] * 1024], GREEDY, "prompt 0: the prompt has 1024 tokens"),
+    ],
+)
 def test_nothing_runs_when_one_prompt_is_wrong(llm: LLM, prompts: list, params: Any, message: str) -> None:
     before = llm.stats().counters["prompt_tokens"]
     with pytest.raises(ParamError, match=message):

@@ -19,9 +19,26 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--max-num-seqs", "16", "--max-num-batched-tokens", "256", "--max-queued-requests", "48",
-         "--kv-cache-memory", "64MiB", "--decode-buckets", "16", "--tile-buckets", "4", "--device", "cpu",
-         "--batch-invariant", "--served-model-name", "small", "alias")
+SMALL = (
+    "--max-num-seqs",
+    "16",
+    "--max-num-batched-tokens",
+    "256",
+    "--max-queued-requests",
+    "48",
+    "--kv-cache-memory",
+    "64MiB",
+    "--decode-buckets",
+    "16",
+    "--tile-buckets",
+    "4",
+    "--device",
+    "cpu",
+    "--batch-invariant",
+    "--served-model-name",
+    "small",
+    "alias",
+)
 
 
 class Server:
@@ -30,10 +47,26 @@ class Server:
     def __init__(self, executables: str, *arguments: str):
         self.lines: list[str] = []
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "jaxserve", "serve", "--port", "0", "--compile-cache", executables, *SMALL,
-                   *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                        env=environment, cwd=tempfile.gettempdir())
+        command = [
+            sys.executable,
+            "-m",
+            "jaxserve",
+            "serve",
+            "--port",
+            "0",
+            "--compile-cache",
+            executables,
+            *SMALL,
+            *arguments,
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            cwd=tempfile.gettempdir(),
+        )
         self._address = threading.Event()
         self.url = ""
         threading.Thread(target=self._read, daemon=True).start()
@@ -70,10 +103,12 @@ class Server:
 
     def wait_idle(self, timeout: float = 30.0) -> dict[str, float]:
         """Waits until no sequence runs or waits and no page is held; returns the metrics of then."""
+
         def idle() -> dict[str, float] | None:
             now = self.metrics()
             busy = now["num_requests_running"] + now["num_requests_waiting"] + now["kv_cache_usage_perc"]
             return None if busy else now
+
         return eventually(idle, timeout)
 
     def stop(self, how: int = signal.SIGTERM) -> int:

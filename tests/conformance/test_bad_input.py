@@ -36,17 +36,34 @@ def refuse_each(http: httpx.Client, path: str, base: dict, cases: list[dict]) ->
 
 def test_bodies_that_are_no_requests(http: httpx.Client):
     deep = b"[" * 100_000 + b"]" * 100_000
-    bodies = [b"", b"null", b"42", b"[]", b'"text"', b'{"prompt": "a"', b"\xff\xfe{}", b'{"prompt": "\x00"}',
-              b'{"prompt": "\\ud800"}', b'{"prompt": "a\xff"}', deep, b'{"prompt": "a", "metadata": ' + deep + b"}",
-              b"\xef\xbb\xbf{}", b"{'prompt': 'a'}", b'{"prompt": "a",}']
+    bodies = [
+        b"",
+        b"null",
+        b"42",
+        b"[]",
+        b'"text"',
+        b'{"prompt": "a"',
+        b"\xff\xfe{}",
+        b'{"prompt": "\x00"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a\xff"}',
+        deep,
+        b'{"prompt": "a", "metadata": ' + deep + b"}",
+        b"\xef\xbb\xbf{}",
+        b"{'prompt': 'a'}",
+        b'{"prompt": "a",}',
+    ]
     for path in (COMPLETIONS, CHAT, "/tokenize", "/detokenize"):
         for body in bodies:
             assert_refused(http.post(path, content=body, headers={"Content-Type": "application/json"}))
 
 
 def test_duplicate_keys_count_once(http: httpx.Client):
-    answer = http.post(COMPLETIONS, content=b'{"prompt": "a", "max_tokens": 500, "max_tokens": 2, "ignore_eos": true}',
-                       headers={"Content-Type": "application/json"})
+    answer = http.post(
+        COMPLETIONS,
+        content=b'{"prompt": "a", "max_tokens": 500, "max_tokens": 2, "ignore_eos": true}',
+        headers={"Content-Type": "application/json"},
+    )
     assert answer.json()["usage"]["completion_tokens"] == 2
 
 
@@ -60,8 +77,9 @@ def test_media_types_and_encodings(http: httpx.Client):
 
 
 def test_bodies_that_are_too_large(http: httpx.Client):
-    announced = http.post(COMPLETIONS, content=b'{"prompt": "' + b"a" * (33 << 20) + b'"}',
-                          headers={"Content-Type": "application/json"})
+    announced = http.post(
+        COMPLETIONS, content=b'{"prompt": "' + b"a" * (33 << 20) + b'"}', headers={"Content-Type": "application/json"}
+    )
     assert assert_refused(announced, (413,))["code"] == "request_too_large"
 
     def trickle():
@@ -71,8 +89,11 @@ def test_bodies_that_are_too_large(http: httpx.Client):
     assert_refused(http.post(COMPLETIONS, content=trickle(), headers={"Content-Type": "application/json"}), (413,))
 
 
-@pytest.mark.parametrize("lines", [[f"X-{i}: 1" for i in range(300)], ["X-Large: " + "a" * (5 << 20)], ["no colon"]],
-                         ids=["many", "large", "malformed"])
+@pytest.mark.parametrize(
+    "lines",
+    [[f"X-{i}: 1" for i in range(300)], ["X-Large: " + "a" * (5 << 20)], ["no colon"]],
+    ids=["many", "large", "malformed"],
+)
 def test_headers_beyond_measure(server: Server, lines: list[str]):
     head = "\r\n".join(["GET /health HTTP/1.1", "Host: x", *lines, "", ""]).encode()
     with socket.create_connection(server.address, timeout=10) as connection:
@@ -98,18 +119,52 @@ def test_models(http: httpx.Client):
 
 def test_prompts(http: httpx.Client, server: Server):
     width = 10**6
-    wrong = ["", [], [[]], [""], ["a"] * 1025, ["a", 1], [1, "a"], [[1], "a"], [-1], [width], [2**31], [2**63], [2**80],
-             [1.5], [True], [[1, None]], None, 5, {"text": "a"}, [[1], []], ["a", ""]]
+    wrong = [
+        "",
+        [],
+        [[]],
+        [""],
+        ["a"] * 1025,
+        ["a", 1],
+        [1, "a"],
+        [[1], "a"],
+        [-1],
+        [width],
+        [2**31],
+        [2**63],
+        [2**80],
+        [1.5],
+        [True],
+        [[1, None]],
+        None,
+        5,
+        {"text": "a"},
+        [[1], []],
+        ["a", ""],
+    ]
     refuse_each(http, COMPLETIONS, {"max_tokens": 1}, [{"prompt": prompt} for prompt in wrong])
 
 
 def test_messages(http: httpx.Client):
     def user(content: object) -> list:
         return [{"role": "user", "content": content}]
-    wrong = [None, "text", [123], [{}], [{"role": 123, "content": "a"}], [{"role": "poet", "content": "a"}], [],
-             user(None), user(123), user([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]),
-             user([{"type": "input_audio"}]), user([{"type": "text"}]),
-             [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}], user("a") * 10_000]
+
+    wrong = [
+        None,
+        "text",
+        [123],
+        [{}],
+        [{"role": 123, "content": "a"}],
+        [{"role": "poet", "content": "a"}],
+        [],
+        user(None),
+        user(123),
+        user([{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]),
+        user([{"type": "input_audio"}]),
+        user([{"type": "text"}]),
+        [{"role": "assistant", "content": "a", "function_call": {"name": "f"}}],
+        user("a") * 10_000,
+    ]
     refuse_each(http, CHAT, {"max_tokens": 1}, [{"messages": messages} for messages in wrong])
 
 
@@ -133,20 +188,42 @@ def test_lengths(http: httpx.Client):
 NOT_NUMBERS = [float("nan"), float("inf"), float("-inf"), "0.5", True, [], {}]
 
 
-@pytest.mark.parametrize("name,values", [
-    ("temperature", [1e308, -1]), ("top_p", [0, -1, 1.5, 1e308]), ("min_p", [-1, 1.5]),
-    ("presence_penalty", [-3, 3, 1e308]), ("frequency_penalty", [-3, 3]), ("repetition_penalty", [0, -1, 1e308]),
-    ("top_k", [-2, 2**63, 1.5]),
-    ("n", [0, -1, 10**9, 1.5]), ("seed", [2**63, 2**64, -(2**63) - 1, 1.5]), ("priority", [2**40, 1.5]),
-    ("logprobs", [21, -2, 10**9]), ("prompt_logprobs", [21, -2]),
-])
+@pytest.mark.parametrize(
+    "name,values",
+    [
+        ("temperature", [1e308, -1]),
+        ("top_p", [0, -1, 1.5, 1e308]),
+        ("min_p", [-1, 1.5]),
+        ("presence_penalty", [-3, 3, 1e308]),
+        ("frequency_penalty", [-3, 3]),
+        ("repetition_penalty", [0, -1, 1e308]),
+        ("top_k", [-2, 2**63, 1.5]),
+        ("n", [0, -1, 10**9, 1.5]),
+        ("seed", [2**63, 2**64, -(2**63) - 1, 1.5]),
+        ("priority", [2**40, 1.5]),
+        ("logprobs", [21, -2, 10**9]),
+        ("prompt_logprobs", [21, -2]),
+    ],
+)
 def test_numbers_out_of_range(http: httpx.Client, name: str, values: list):
     cases = [{name: value} for value in (*values, *NOT_NUMBERS)]
     refuse_each(http, COMPLETIONS, {"prompt": "a", "max_tokens": 1}, cases)
 
 
-@pytest.mark.parametrize("extra", [{"temperature": 1e-30}, {"top_k": 10**6}, {"top_k": 0}, {"top_k": -1}, {"seed": -5},
-                                   {"seed": 2**63 - 1}, {"min_p": 1}, {"top_p": 1e-6}, {"temperature": 2, "n": 2}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"temperature": 1e-30},
+        {"top_k": 10**6},
+        {"top_k": 0},
+        {"top_k": -1},
+        {"seed": -5},
+        {"seed": 2**63 - 1},
+        {"min_p": 1},
+        {"top_p": 1e-6},
+        {"temperature": 2, "n": 2},
+    ],
+)
 def test_edges_that_are_in_range(http: httpx.Client, extra: dict):
     answer = http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 2, **extra})
     assert answer.status_code == 200, answer.text
@@ -154,9 +231,19 @@ def test_edges_that_are_in_range(http: httpx.Client, extra: dict):
 
 def test_log_probs_of_chats(http: httpx.Client):
     base = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
-    refuse_each(http, CHAT, base, [{"top_logprobs": 3}, {"logprobs": False, "top_logprobs": 3},
-                                   {"logprobs": True, "top_logprobs": 21}, {"logprobs": True, "top_logprobs": -1},
-                                   {"logprobs": 5}, {"logprobs": "true"}])
+    refuse_each(
+        http,
+        CHAT,
+        base,
+        [
+            {"top_logprobs": 3},
+            {"logprobs": False, "top_logprobs": 3},
+            {"logprobs": True, "top_logprobs": 21},
+            {"logprobs": True, "top_logprobs": -1},
+            {"logprobs": 5},
+            {"logprobs": "true"},
+        ],
+    )
 
 
 def test_stops(http: httpx.Client):
@@ -166,8 +253,18 @@ def test_stops(http: httpx.Client):
 
 
 def test_biases_and_bans(http: httpx.Client):
-    biases = ({"foo": 1}, {"-1": 1}, {"1000000": 1}, {"5": float("nan")}, {"5": 1e9}, {"5": "1"}, {"5": True}, [5],
-              {str(2**70): 1}, {"٣": 1})
+    biases = (
+        {"foo": 1},
+        {"-1": 1},
+        {"1000000": 1},
+        {"5": float("nan")},
+        {"5": 1e9},
+        {"5": "1"},
+        {"5": True},
+        [5],
+        {str(2**70): 1},
+        {"٣": 1},
+    )
     wrong: list[dict] = [{"logit_bias": bias} for bias in biases]
     wrong += [{"allowed_token_ids": ids} for ids in ([], [10**6], [-1], ["a"], [2**63])]
     wrong += [{"bad_words": words} for words in ([""], [f"w{i}" for i in range(1000)], [1], ["a b " * 500])]
@@ -184,16 +281,33 @@ def test_stream_options(http: httpx.Client):
         assert_refused(http.post(COMPLETIONS, json={"prompt": "a", "stream": True, "stream_options": wrong}))
 
 
-@pytest.mark.parametrize("extra", [
-    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
-    {"response_format": "json"},
-    {"response_format": {"type": "sound"}}, {"guided_regex": "(a+)+b"}, {"structured_outputs": {"json": {}}},
-    {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tool_choice": "required"},
-    {"functions": [{"name": "f"}]}, {"modalities": ["audio"]}, {"audio": {"voice": "a"}}, {"store": True},
-    {"chat_template": "{% for i in range(10**9) %}a{% endfor %}"}, {"documents": []},
-    {"chat_template_kwargs": {"chat_template": "x"}}, {"chat_template_kwargs": {"messages": []}},
-    {"chat_template_kwargs": {"__class__": 1}}, {"chat_template_kwargs": [1]}, {"reasoning_effort": "high"},
-    {"cache_salt": ""}, {"cache_salt": "a" * 200}, {"cache_salt": "a b"}, {"prompt_embeds": "AAAA"}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+        {"response_format": "json"},
+        {"response_format": {"type": "sound"}},
+        {"guided_regex": "(a+)+b"},
+        {"structured_outputs": {"json": {}}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tool_choice": "required"},
+        {"functions": [{"name": "f"}]},
+        {"modalities": ["audio"]},
+        {"audio": {"voice": "a"}},
+        {"store": True},
+        {"chat_template": "{% for i in range(10**9) %}a{% endfor %}"},
+        {"documents": []},
+        {"chat_template_kwargs": {"chat_template": "x"}},
+        {"chat_template_kwargs": {"messages": []}},
+        {"chat_template_kwargs": {"__class__": 1}},
+        {"chat_template_kwargs": [1]},
+        {"reasoning_effort": "high"},
+        {"cache_salt": ""},
+        {"cache_salt": "a" * 200},
+        {"cache_salt": "a b"},
+        {"prompt_embeds": "AAAA"},
+    ],
+)
 def test_what_is_not_supported_is_refused(http: httpx.Client, extra: dict):
     refuse_each(http, CHAT, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}, [extra])
 

@@ -18,8 +18,9 @@ def test_answer(client: openai.OpenAI):
     assert answer.usage.completion_tokens <= 16
 
 
-@pytest.mark.parametrize("extra", [{}, {"n": 3, "seed": 11, "temperature": 1.0}, {"logprobs": True, "top_logprobs": 3},
-                                   {"stop": [" "]}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"n": 3, "seed": 11, "temperature": 1.0}, {"logprobs": True, "top_logprobs": 3}, {"stop": [" "]}]
+)
 def test_streams_say_what_whole_answers_say(client: openai.OpenAI, extra: dict):
     body = {"model": "small", "messages": TURNS, "max_tokens": 16, "temperature": 0, **extra}
     whole = client.chat.completions.create(**body)
@@ -56,8 +57,9 @@ def test_stream_framing(http: httpx.Client):
 
 
 def test_logprobs_carry_bytes(client: openai.OpenAI):
-    answer = client.chat.completions.create(model="small", messages=TURNS, max_tokens=8, temperature=0, logprobs=True,
-                                            top_logprobs=5)
+    answer = client.chat.completions.create(
+        model="small", messages=TURNS, max_tokens=8, temperature=0, logprobs=True, top_logprobs=5
+    )
     content = answer.choices[0].logprobs.content
     assert len(content) == answer.usage.completion_tokens
     for entry in content:
@@ -66,8 +68,9 @@ def test_logprobs_carry_bytes(client: openai.OpenAI):
 
 
 def test_max_completion_tokens(client: openai.OpenAI):
-    answer = client.chat.completions.create(model="small", messages=TURNS, max_completion_tokens=3,
-                                            extra_body={"ignore_eos": True})
+    answer = client.chat.completions.create(
+        model="small", messages=TURNS, max_completion_tokens=3, extra_body={"ignore_eos": True}
+    )
     assert answer.usage.completion_tokens == 3
     with pytest.raises(openai.BadRequestError, match="differ"):
         client.chat.completions.create(model="small", messages=TURNS, max_tokens=4, max_completion_tokens=3)
@@ -75,8 +78,13 @@ def test_max_completion_tokens(client: openai.OpenAI):
 
 def test_continue_the_last_message(http: httpx.Client):
     turns = [*TURNS, {"role": "assistant", "content": "Once upon a"}]
-    body = {"messages": turns, "add_generation_prompt": False, "continue_final_message": True, "max_tokens": 2,
-            "return_token_ids": True}
+    body = {
+        "messages": turns,
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+        "max_tokens": 2,
+        "return_token_ids": True,
+    }
     answer = http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200
     prompt = http.post("/detokenize", json={"tokens": answer.json()["prompt_token_ids"]}).json()["prompt"]
@@ -89,6 +97,7 @@ def test_text_parts_are_joined(http: httpx.Client):
     def count(content: object) -> int:
         body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
         return http.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"]
+
     assert count([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]) == count("one\ntwo")
 
 

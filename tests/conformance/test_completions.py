@@ -40,8 +40,14 @@ def test_max_tokens_defaults_to_openais(http: httpx.Client):
 
 
 def test_choices_are_numbered_by_prompt_and_differ(http: httpx.Client):
-    body = {"prompt": [TEXT, "A list of words:"], "n": 3, "max_tokens": 12, "temperature": 1.0, "seed": 7,
-            "ignore_eos": True}
+    body = {
+        "prompt": [TEXT, "A list of words:"],
+        "n": 3,
+        "max_tokens": 12,
+        "temperature": 1.0,
+        "seed": 7,
+        "ignore_eos": True,
+    }
     answer = http.post("/v1/completions", json=body).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3, 4, 5]
     assert len({choice["text"] for choice in answer["choices"]}) > 3
@@ -49,17 +55,33 @@ def test_choices_are_numbered_by_prompt_and_differ(http: httpx.Client):
     assert http.post("/v1/completions", json=body).json()["choices"] == answer["choices"]
 
 
-@pytest.mark.parametrize("extra", [{}, {"n": 2, "seed": 3, "temperature": 0.8}, {"prompt": [TEXT, "Two"]},
-                                   {"logprobs": 2}, {"echo": True}, {"echo": True, "logprobs": 1}, {"stop": ["e"]},
-                                   {"return_token_ids": True}, {"echo": True, "logprobs": 1, "max_tokens": 0}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"n": 2, "seed": 3, "temperature": 0.8},
+        {"prompt": [TEXT, "Two"]},
+        {"logprobs": 2},
+        {"echo": True},
+        {"echo": True, "logprobs": 1},
+        {"stop": ["e"]},
+        {"return_token_ids": True},
+        {"echo": True, "logprobs": 1, "max_tokens": 0},
+    ],
+)
 def test_streams_say_what_whole_answers_say(http: httpx.Client, client: openai.OpenAI, extra: dict):
     body = {"prompt": TEXT, "max_tokens": 20, "temperature": 0, **extra}
     whole = http.post("/v1/completions", json=body).json()
     found: dict[int, dict] = {}
     usage = None
     known = {name: value for name, value in body.items() if name != "return_token_ids"}
-    for chunk in client.completions.create(model="small", **known, stream=True, stream_options={"include_usage": True},
-                                           extra_body={"return_token_ids": extra.get("return_token_ids")}):
+    for chunk in client.completions.create(
+        model="small",
+        **known,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"return_token_ids": extra.get("return_token_ids")},
+    ):
         usage = chunk.usage or usage
         for piece in chunk.model_dump()["choices"]:
             merge(found.setdefault(piece["index"], {}), piece)
@@ -90,8 +112,15 @@ def test_loglikelihood_as_harnesses_ask_for_it(http: httpx.Client):
     """Batches of token ids with echo, log-probs and one token or none to generate."""
     prompts = [ids_of(http, text) for text in ("The capital of France is Paris", "two plus two is four")]
     for max_tokens in (1, 0):
-        body = {"model": "small", "prompt": prompts, "temperature": 0, "max_tokens": max_tokens, "logprobs": 1,
-                "seed": 1234, "echo": True}
+        body = {
+            "model": "small",
+            "prompt": prompts,
+            "temperature": 0,
+            "max_tokens": max_tokens,
+            "logprobs": 1,
+            "seed": 1234,
+            "echo": True,
+        }
         choices = http.post("/v1/completions", json=body).json()["choices"]
         for choice, prompt in zip(choices, prompts, strict=True):
             scores = choice["logprobs"]
@@ -105,8 +134,14 @@ def test_loglikelihood_as_harnesses_ask_for_it(http: httpx.Client):
 
 def test_scored_prompts_agree_with_generated_tokens(http: httpx.Client):
     """The log-probs of tokens do not depend on whether the model wrote them or read them."""
-    body = {"prompt": TEXT, "max_tokens": 10, "temperature": 0, "logprobs": 3, "return_token_ids": True,
-            "ignore_eos": True}
+    body = {
+        "prompt": TEXT,
+        "max_tokens": 10,
+        "temperature": 0,
+        "logprobs": 3,
+        "return_token_ids": True,
+        "ignore_eos": True,
+    }
     written = http.post("/v1/completions", json=body).json()["choices"][0]
     prompt = written["prompt_token_ids"] + written["token_ids"]
     read = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 3}).json()
@@ -124,12 +159,14 @@ def test_prompt_logprobs_in_vllms_form(http: httpx.Client):
 
 
 def test_stop_strings_and_tokens(http: httpx.Client):
-    free = http.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 24, "temperature": 0, "ignore_eos": True,
-                                              "return_token_ids": True}).json()["choices"][0]
+    free = http.post(
+        "/v1/completions",
+        json={"prompt": TEXT, "max_tokens": 24, "temperature": 0, "ignore_eos": True, "return_token_ids": True},
+    ).json()["choices"][0]
     word = free["text"].split()[2]
     body = {"prompt": TEXT, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
     cut = http.post("/v1/completions", json={**body, "stop": word}).json()["choices"][0]
-    assert cut["text"] == free["text"][:free["text"].index(word)]
+    assert cut["text"] == free["text"][: free["text"].index(word)]
     assert (cut["finish_reason"], cut["stop_reason"]) == ("stop", word)
     kept = http.post("/v1/completions", json={**body, "stop": [word], "include_stop_str_in_output": True}).json()
     assert kept["choices"][0]["text"] == cut["text"] + word
@@ -141,9 +178,11 @@ def test_stop_strings_and_tokens(http: httpx.Client):
 def test_cached_tokens_are_reported_and_do_not_cross_salts(http: httpx.Client):
     prompt = [5 + i % 300 for i in range(400)]
     body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "cache_salt": "first"}
+
     def cached(**extra: str) -> int:
         answer = http.post("/v1/completions", json={**body, **extra}).json()
         return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
     assert cached() == 0
     assert cached() >= 320
     assert cached(cache_salt="second") == 0
@@ -157,13 +196,26 @@ def test_truncation_keeps_the_end(http: httpx.Client):
 
 
 def test_tokens_by_id_and_constraints(http: httpx.Client):
-    body = {"prompt": TEXT, "max_tokens": 4, "logprobs": 1, "return_tokens_as_token_ids": True,
-            "return_token_ids": True, "allowed_token_ids": [70, 71], "ignore_eos": True}
+    body = {
+        "prompt": TEXT,
+        "max_tokens": 4,
+        "logprobs": 1,
+        "return_tokens_as_token_ids": True,
+        "return_token_ids": True,
+        "allowed_token_ids": [70, 71],
+        "ignore_eos": True,
+    }
     choice = http.post("/v1/completions", json=body).json()["choices"][0]
     assert set(choice["token_ids"]) <= {70, 71}
     assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in choice["token_ids"]]
-    body = {"prompt": TEXT, "max_tokens": 3, "temperature": 0, "logit_bias": {"99": 100}, "return_token_ids": True,
-            "ignore_eos": True}
+    body = {
+        "prompt": TEXT,
+        "max_tokens": 3,
+        "temperature": 0,
+        "logit_bias": {"99": 100},
+        "return_token_ids": True,
+        "ignore_eos": True,
+    }
     biased = http.post("/v1/completions", json=body).json()["choices"][0]
     assert biased["token_ids"] == [99, 99, 99]
 
@@ -172,10 +224,21 @@ def test_unknown_fields_are_named_and_known_ones_refused(http: httpx.Client):
     answer = http.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 1, "sparkle": 1, "x\nbad": 2})
     assert answer.status_code == 200
     assert answer.headers["x-jaxserve-ignored"] == "sparkle, x?bad"
-    for name, value in (("best_of", 2), ("suffix", "end"), ("guided_json", {}), ("use_beam_search", True),
-                        ("request_id", "mine"), ("response_format", {"type": "json_object"})):
+    for name, value in (
+        ("best_of", 2),
+        ("suffix", "end"),
+        ("guided_json", {}),
+        ("use_beam_search", True),
+        ("request_id", "mine"),
+        ("response_format", {"type": "json_object"}),
+    ):
         refused = http.post("/v1/completions", json={"prompt": TEXT, name: value})
         assert refused.status_code == 400 and refused.json()["error"]["param"] == name
-    neutral = {"best_of": 1, "suffix": None, "use_beam_search": False, "response_format": {"type": "text"},
-               "user": "me"}
+    neutral = {
+        "best_of": 1,
+        "suffix": None,
+        "use_beam_search": False,
+        "response_format": {"type": "text"},
+        "user": "me",
+    }
     assert http.post("/v1/completions", json={"prompt": TEXT, "max_tokens": 1, **neutral}).status_code == 200

@@ -22,8 +22,16 @@ KEY = {"Authorization": "Bearer secret"}
 
 def test_keys_and_draining(start_server: Callable[..., Server]):
     server = start_server("--api-key", "secret", "other", "--admin-api-key", "root", "--metrics-compat", "vllm")
-    for path in ("/v1/models", "/metrics", "/version", "/load", "/health_generate", "/openapi.json", "/nowhere",
-                 "/v1/models/"):
+    for path in (
+        "/v1/models",
+        "/metrics",
+        "/version",
+        "/load",
+        "/health_generate",
+        "/openapi.json",
+        "/nowhere",
+        "/v1/models/",
+    ):
         assert httpx.get(server.url + path).status_code == 401, path
     for path in ("/v1/completions", "/tokenize", "/reset_prefix_cache", "/abort_requests"):
         assert httpx.post(server.url + path, json={}).status_code == 401, path

@@ -20,8 +20,10 @@ pytestmark = pytest.mark.usefixtures("unharmed")
 def raw_post(server: Server, body: dict) -> socket.socket:
     data = json.dumps(body).encode()
     connection = socket.create_connection(server.address, timeout=30)
-    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                       b"Content-Length: %d\r\n\r\n" % len(data) + data)
+    connection.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(data) + data
+    )
     return connection
 
 
@@ -45,8 +47,10 @@ def test_hanging_up_in_the_middle_of_a_stream(server: Server):
 
 def test_hanging_up_in_the_middle_of_the_body(server: Server):
     with socket.create_connection(server.address, timeout=30) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                           b"Content-Length: 1000\r\n\r\n{\"prompt\"")
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 1000\r\n\r\n{"prompt"'
+        )
         time.sleep(0.1)
     time.sleep(0.1)
     assert not any("Traceback" in line for line in server.lines)

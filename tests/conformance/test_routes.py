@@ -39,7 +39,7 @@ def test_tokenize_a_conversation(http: httpx.Client):
     turn = {"role": "user", "content": "hi"}
     whole = http.post("/tokenize", json={"messages": [turn]}).json()
     bare = http.post("/tokenize", json={"messages": [turn], "add_generation_prompt": False}).json()
-    assert whole["tokens"][:bare["count"]] == bare["tokens"]
+    assert whole["tokens"][: bare["count"]] == bare["tokens"]
     assert whole["count"] > bare["count"]
     asked = http.post("/v1/chat/completions", json={"messages": [turn], "max_tokens": 1}).json()
     assert asked["usage"]["prompt_tokens"] == whole["count"]
@@ -51,8 +51,15 @@ def test_detokenize_refuses_what_is_no_token(http: httpx.Client, tokens):
     assert answer.status_code == 400 and answer.json()["error"]["param"].startswith("tokens")
 
 
-@pytest.mark.parametrize("method,path,status", [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405),
-                                                ("DELETE", "/health", 405), ("POST", "/v1/models", 405)])
+@pytest.mark.parametrize(
+    "method,path,status",
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/health", 405),
+        ("POST", "/v1/models", 405),
+    ],
+)
 def test_unknown_routes_and_methods_get_the_error_object(http: httpx.Client, method, path, status):
     answer = http.request(method, path)
     assert answer.status_code == status
@@ -70,9 +77,18 @@ def test_openapi_describes_the_request_bodies(http: httpx.Client):
 def test_metrics_use_vllm_names(http: httpx.Client):
     http.post("/v1/completions", json={"prompt": "a b c", "max_tokens": 4})
     text = http.get("/metrics").text
-    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prompt_tokens_total",
-                 "generation_tokens_total", "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_sum",
-                 "e2e_request_latency_seconds_count", "request_success_total", "request_prompt_tokens_bucket"):
+    for name in (
+        "num_requests_running",
+        "num_requests_waiting",
+        "kv_cache_usage_perc",
+        "prompt_tokens_total",
+        "generation_tokens_total",
+        "time_to_first_token_seconds_bucket",
+        "inter_token_latency_seconds_sum",
+        "e2e_request_latency_seconds_count",
+        "request_success_total",
+        "request_prompt_tokens_bucket",
+    ):
         assert f"\njaxserve:{name}{{" in text, name
     assert "\nvllm:" not in text
 

@@ -26,13 +26,21 @@ def asker(client: tuple[str, int] = ("127.0.0.1", 5), **options: object) -> Ask:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=client)
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
                 return await http.request(method, path, **request)
+
         return asyncio.run(send())
 
     return ask
 
 
-@pytest.mark.parametrize("method,path,status", [("GET", "/nowhere", 404), ("PUT", "/v1/completions", 405),
-                                                ("POST", "/v1/completions", 415), ("POST", "/version", 405)])
+@pytest.mark.parametrize(
+    "method,path,status",
+    [
+        ("GET", "/nowhere", 404),
+        ("PUT", "/v1/completions", 405),
+        ("POST", "/v1/completions", 415),
+        ("POST", "/version", 405),
+    ],
+)
 def test_every_error_is_an_object(method: str, path: str, status: int):
     answer = asker()(method, path)
     assert answer.status_code == status
@@ -65,9 +73,16 @@ def test_a_prefix_of_a_proxy_does_not_open_routes():
     assert ask("GET", "/health/../version").status_code == 401
 
 
-@pytest.mark.parametrize("client,headers,status", [
-    (("10.0.0.9", 5), {}, 403), (("127.0.0.1", 5), {"X-Forwarded-For": "10.0.0.9"}, 403),
-    (("127.0.0.1", 5), {"Origin": "http://a.example"}, 403), (("::1", 5), {}, 415), (("127.0.0.1", 5), {}, 415)])
+@pytest.mark.parametrize(
+    "client,headers,status",
+    [
+        (("10.0.0.9", 5), {}, 403),
+        (("127.0.0.1", 5), {"X-Forwarded-For": "10.0.0.9"}, 403),
+        (("127.0.0.1", 5), {"Origin": "http://a.example"}, 403),
+        (("::1", 5), {}, 415),
+        (("127.0.0.1", 5), {}, 415),
+    ],
+)
 def test_admin_routes_without_a_key_are_for_this_machine(client: tuple[str, int], headers: dict, status: int):
     """415: the request got past the check to its missing body."""
     assert asker(client)("POST", "/abort_requests", headers=headers).status_code == status

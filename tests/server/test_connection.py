@@ -92,5 +92,5 @@ def test_a_stream_that_fails_later_says_so_and_ends():
     sent = sent_by(source())
     assert sent[0]["status"] == 200
     body = b"".join(message.get("body", b"") for message in sent)
-    assert body.startswith(b"data: 1\n\ndata: {\"error\"") and body.endswith(b"data: [DONE]\n\n")
+    assert body.startswith(b'data: 1\n\ndata: {"error"') and body.endswith(b"data: [DONE]\n\n")
     assert not sent[-1]["more_body"]

@@ -32,8 +32,11 @@ def test_compatible_names_repeat_every_metric():
     metrics.finished["stop"] += 3
     found = samples(metrics.render(Stats(counters={"generation_tokens": 7}, gauges={"num_requests_running": 2})))
     ours = {key: value for key, value in found.items() if key[0].startswith("jaxserve:")}
-    theirs = {(name.replace("vllm:", "jaxserve:"), labels): value for (name, labels), value in found.items()
-              if name.startswith("vllm:")}
+    theirs = {
+        (name.replace("vllm:", "jaxserve:"), labels): value
+        for (name, labels), value in found.items()
+        if name.startswith("vllm:")
+    }
     assert ours == theirs and len(found) == 2 * len(ours)
     labels = frozenset({("model_name", "model"), ("engine", "0")})
     assert found["vllm:generation_tokens_total", labels] == 7
@@ -42,8 +45,14 @@ def test_compatible_names_repeat_every_metric():
 
 
 def test_engine_statistics_may_carry_labels_and_buckets():
-    counters = {'refused{reason="pages"}': 2, 'refused{reason="length"}': 1, 'steps_bucket{le="8"}': 4,
-                'steps_bucket{le="inf"}': 6, "steps_sum": 90, "already_total": 5}
+    counters = {
+        'refused{reason="pages"}': 2,
+        'refused{reason="length"}': 1,
+        'steps_bucket{le="8"}': 4,
+        'steps_bucket{le="inf"}': 6,
+        "steps_sum": 90,
+        "already_total": 5,
+    }
     found = samples(Metrics("m").render(Stats(counters=counters, gauges={})))
     base = frozenset({("model_name", "m"), ("engine", "0")})
     assert found["jaxserve:refused_total", base | {("reason", "pages")}] == 2

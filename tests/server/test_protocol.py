@@ -13,9 +13,11 @@ from jaxserve.server.protocol import AbortBody, Body, ChatBody, CompletionBody, 
 
 BODIES = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody, AbortBody)
 FIELDS = sorted({name for body in BODIES for name in (*body.model_fields, *body.REFUSED)})
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
-                    max_leaves=12)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 def completion(**fields: object) -> CompletionBody:
@@ -45,8 +47,9 @@ def test_any_object(fields: dict):
             assert set(parsed.ignored()) == set(fields) - set(body.model_fields) - set(body.REFUSED)
 
 
-@pytest.mark.parametrize("prompt,meant", [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]),
-                                          ([[1], [2, 3]], [[1], [2, 3]])])
+@pytest.mark.parametrize(
+    "prompt,meant", [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])]
+)
 def test_spellings_of_prompts(prompt: object, meant: list):
     assert completion(prompt=prompt).prompt == meant
 
@@ -56,9 +59,21 @@ def test_what_is_no_prompt(prompt: object):
     assert refusal(CompletionBody, json.dumps({"prompt": prompt}).encode()).param == "prompt"
 
 
-@pytest.mark.parametrize("field,value", [("temperature", "0.5"), ("n", True), ("n", 1.0), ("seed", 2**64),
-                                         ("top_p", float("nan")), ("min_p", float("inf")), ("stream", 1),
-                                         ("logit_bias", {"1": "2"}), ("stop", 5), ("model", ["a"])])
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("temperature", "0.5"),
+        ("n", True),
+        ("n", 1.0),
+        ("seed", 2**64),
+        ("top_p", float("nan")),
+        ("min_p", float("inf")),
+        ("stream", 1),
+        ("logit_bias", {"1": "2"}),
+        ("stop", 5),
+        ("model", ["a"]),
+    ],
+)
 def test_types_are_strict_and_numbers_finite(field: str, value: object):
     assert refusal(CompletionBody, json.dumps({"prompt": "a", field: value}).encode()).param.split(".")[0] == field
 
@@ -79,4 +94,8 @@ def test_known_fields_are_refused_unless_they_ask_for_nothing():
 
 def test_given_parameters_are_only_those_that_were_given():
     assert completion(temperature=0.5, stop=["x"], n=2).given(max_tokens=3) == {
-        "temperature": 0.5, "stop": ["x"], "n": 2, "max_tokens": 3}
+        "temperature": 0.5,
+        "stop": ["x"],
+        "n": 2,
+        "max_tokens": 3,
+    }

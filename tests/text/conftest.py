@@ -16,19 +16,32 @@ from jaxserve.text.tokenizer import Tokenizer
 settings.register_profile("text", deadline=None)
 settings.load_profile("text")
 
-TEXT = ["Once upon a time there was a little girl named Lily.", "She loved the café, naïve 世界 and 👍🏽 emoji.",
-        "def f(x):\n    return x + 1\n", "Ünïcödé wörds — and 12345 numbers… don't stop"]
+TEXT = [
+    "Once upon a time there was a little girl named Lily.",
+    "She loved the café, naïve 世界 and 👍🏽 emoji.",
+    "def f(x):\n    return x + 1\n",
+    "Ünïcödé wörds — and 12345 numbers… don't stop",
+]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def byte_level() -> Backend:
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=400, show_progress=False, special_tokens=SPECIAL,
-                                                          initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    backend.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            show_progress=False,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     backend.add_tokens([AddedToken("<tool call>", special=False), AddedToken("ünder", special=False)])
     return backend
 
@@ -36,8 +49,19 @@ def byte_level() -> Backend:
 def byte_fallback(strip: bool = True) -> Backend:
     """As converters write SentencePiece models: Llama 2 with `strip`, Gemma without."""
     characters = sorted(set("".join(TEXT[0])) - {" "})
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *characters, "▁o", "▁t", "he",
-              "▁the", "▁▁"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *characters,
+        "▁o",
+        "▁t",
+        "he",
+        "▁the",
+        "▁▁",
+    ]
     vocab = {piece: index for index, piece in enumerate(pieces)}
     merges = [("▁", "o"), ("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "▁")]
     backend = Backend(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
@@ -65,8 +89,13 @@ def words() -> Backend:
     return backend
 
 
-BACKENDS = {"byte_level": byte_level, "byte_fallback": byte_fallback, "gemma": lambda: byte_fallback(strip=False),
-            "metaspace": metaspace, "words": words}
+BACKENDS = {
+    "byte_level": byte_level,
+    "byte_fallback": byte_fallback,
+    "gemma": lambda: byte_fallback(strip=False),
+    "metaspace": metaspace,
+    "words": words,
+}
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
@@ -88,7 +117,11 @@ def llama_tokenizer() -> Tokenizer:
 def folder(tmp_path: Path) -> Path:
     """A model's folder with a byte-level tokenizer."""
     byte_level().save(str(tmp_path / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>",
-              "chat_template": TEMPLATE}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "chat_template": TEMPLATE,
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     return tmp_path

@@ -12,32 +12,48 @@ from jaxserve.text.chat import ChatTemplate
 from jaxserve.types import ParamError
 from tests.text.conftest import TEMPLATE
 
-TRIMMING = ("{{ bos_token }}\n{%- for m in messages %}\n    {% if m.role == 'system' and not loop.first %}\n"
-            "        {{ raise_exception('system must come first') }}\n    {% endif %}\n"
-            "    {% generation %}[{{ m.role }}]{{ m.content | trim }}{% endgeneration %}\n{% endfor %}\n"
-            "{%- if add_generation_prompt %}[assistant]{% endif %}")
-TOOLS = ("{% set ns = namespace(count=0) %}{% if tools %}{% for t in tools %}{% set ns.count = ns.count + 1 %}"
-         "{{ t | tojson }}{{ t | tojson(indent=2) }}\n{% endfor %}{{ ns.count }} tools{% endif %}"
-         "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}"
-         "{{ c.function.name }}:{{ c.function.arguments | tojson }}"
-         "{% if loop.index > 3 %}{% break %}{% endif %}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}")
+TRIMMING = (
+    "{{ bos_token }}\n{%- for m in messages %}\n    {% if m.role == 'system' and not loop.first %}\n"
+    "        {{ raise_exception('system must come first') }}\n    {% endif %}\n"
+    "    {% generation %}[{{ m.role }}]{{ m.content | trim }}{% endgeneration %}\n{% endfor %}\n"
+    "{%- if add_generation_prompt %}[assistant]{% endif %}"
+)
+TOOLS = (
+    "{% set ns = namespace(count=0) %}{% if tools %}{% for t in tools %}{% set ns.count = ns.count + 1 %}"
+    "{{ t | tojson }}{{ t | tojson(indent=2) }}\n{% endfor %}{{ ns.count }} tools{% endif %}"
+    "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    "{{ c.function.name }}:{{ c.function.arguments | tojson }}"
+    "{% if loop.index > 3 %}{% break %}{% endif %}{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
 USER = {"role": "user", "content": " Hi there <b>&</b> "}
 CHAT = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": "Hello, "}]
-WEATHER = {"type": "function", "function": {
-    "name": "weather", "description": "Wie ist's in Köln?",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Wie ist's in Köln?",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}}
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, TRIMMING, TOOLS], ids=["chatml", "trimming", "tools"])
-@pytest.mark.parametrize("messages", [CHAT, [USER], [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]],
-                         ids=["three", "one", "call"])
-@pytest.mark.parametrize("options", [
-    {"add_generation_prompt": True},
-    {"add_generation_prompt": False},
-    {"add_generation_prompt": True, "tools": [WEATHER]},
-    {"add_generation_prompt": False, "continue_final_message": True},
-], ids=["prompt", "bare", "tools", "continue"])
+@pytest.mark.parametrize(
+    "messages",
+    [CHAT, [USER], [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]],
+    ids=["three", "one", "call"],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"add_generation_prompt": True},
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": True, "tools": [WEATHER]},
+        {"add_generation_prompt": False, "continue_final_message": True},
+    ],
+    ids=["prompt", "bare", "tools", "continue"],
+)
 def test_renders_as_transformers_does(template: str, messages: list, options: dict[str, Any], folder: Path) -> None:
     if options.get("continue_final_message") and not messages[-1]["content"]:
         return
@@ -83,44 +99,87 @@ def test_a_template_for_tools_is_used_with_tools() -> None:
 
 
 def test_the_caller_keeps_its_messages() -> None:
-    messages = [{"role": "user", "content": [{"type": "text", "text": "x"}]},
-                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+    ]
     before = json.dumps(messages)
     ChatTemplate({"default": "{{ messages[1].tool_calls[0].function.arguments }}"}).render(messages)
     assert json.dumps(messages) == before
 
 
-@pytest.mark.parametrize("messages", [
-    None, [], "text", [123], [{}], [None], [{"role": 123, "content": "x"}], [{"role": "wizard", "content": "x"}],
-    [{"role": "user\n", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": None}],
-    [{"role": "user", "content": 123}], [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
-    [{"role": "user", "content": [{"type": "text"}]}], [{"role": "user", "content": ["x"]}], [{"role": "assistant"}],
-    [{"role": "user", "content": "x", "extra": object()}],
-    [{"role": "assistant", "content": "x", "tool_calls": {}}],
-    [{"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
-    [{"role": "assistant", "content": "x", "tool_calls": ["f"]}],
-])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        [],
+        "text",
+        [123],
+        [{}],
+        [None],
+        [{"role": 123, "content": "x"}],
+        [{"role": "wizard", "content": "x"}],
+        [{"role": "user\n", "content": "x"}],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": 123}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+        [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": ["x"]}],
+        [{"role": "assistant"}],
+        [{"role": "user", "content": "x", "extra": object()}],
+        [{"role": "assistant", "content": "x", "tool_calls": {}}],
+        [{"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+        [{"role": "assistant", "content": "x", "tool_calls": ["f"]}],
+    ],
+)
 def test_bad_messages_are_refused(messages: Any) -> None:
     with pytest.raises(ParamError) as error:
         chatml().render(messages)
     assert error.value.param == "messages"
 
 
-@pytest.mark.parametrize("template", [
-    "{{ raise_exception('no such role') }}", "{{ messages[0].content.nothing.more }}", "{{ 1 // 0 }}",
-    "{{ messages[7].role }}", "{{ undefined_function() }}", "{% include 'other' %}",
-    "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% set n = namespace(__class__=1) %}",
-    "{% set n = namespace() %}{% set n._x = 1 %}", "{% for i in range(10**9) %}{% endfor %}",
-    "{{ raise_exception.__globals__.os }}", "{{ strftime_now(5) }}", "{{ cycler.__init__.__globals__ }}",
-])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no such role') }}",
+        "{{ messages[0].content.nothing.more }}",
+        "{{ 1 // 0 }}",
+        "{{ messages[7].role }}",
+        "{{ undefined_function() }}",
+        "{% include 'other' %}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{% set n = namespace(__class__=1) %}",
+        "{% set n = namespace() %}{% set n._x = 1 %}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{{ raise_exception.__globals__.os }}",
+        "{{ strftime_now(5) }}",
+        "{{ cycler.__init__.__globals__ }}",
+    ],
+)
 def test_a_template_that_fails_refuses_the_messages(template: str) -> None:
     with pytest.raises(ParamError) as error:
         ChatTemplate({"default": template}).render([USER])
     assert error.value.param == "messages"
 
 
-@pytest.mark.parametrize("name", ["messages", "tools", "chat_template", "add_generation_prompt", "bos_token", "range",
-                                  "raise_exception", "continue_final_message", "__class__", "a b", "self"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "bos_token",
+        "range",
+        "raise_exception",
+        "continue_final_message",
+        "__class__",
+        "a b",
+        "self",
+    ],
+)
 def test_options_cannot_replace_what_is_ours(name: str) -> None:
     with pytest.raises(ParamError) as error:
         ChatTemplate({"default": TEMPLATE}, {"bos_token": "<s>"}).render([USER], options={name: 1})
@@ -141,8 +200,9 @@ def test_continuing_needs_a_message_that_can_go_on() -> None:
 def test_where_templates_come_from(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = folder / "tokenizer_config.json"
     assert ChatTemplate.from_folder(folder).render([USER]).startswith("<|im_start|>")
-    config.write_text(json.dumps({"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use",
-                                                                                          "template": "t"}]}))
+    config.write_text(
+        json.dumps({"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]})
+    )
     assert ChatTemplate.from_folder(folder).render([USER], tools=[WEATHER]) == "t"
     (folder / "chat_template.jinja").write_text("from the file")
     assert ChatTemplate.from_folder(folder).render([USER]) == "from the file"

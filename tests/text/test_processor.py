@@ -37,12 +37,17 @@ def test_text_and_tokens_accumulate() -> None:
     [choice] = output.outputs
     assert (choice.text, choice.token_ids, choice.finish_reason) == (" upon a time, café 👍", tokens, "length")
     assert (output.request_id, output.prompt, output.finished) == ("mine", "Once", True)
-    assert output.metrics == {"arrival_time": 1.0, "first_token_time": 2.0, "queued_s": 0.0,
-                              "finished_time": 1.0 + len(tokens)}
+    assert output.metrics == {
+        "arrival_time": 1.0,
+        "first_token_time": 2.0,
+        "queued_s": 0.0,
+        "finished_time": 1.0 + len(tokens),
+    }
 
 
-@given(text=st.text(max_size=30), takes=st.lists(st.booleans(), max_size=100),
-       stop=st.sampled_from(["", "e", "on a", "é"]))
+@given(
+    text=st.text(max_size=30), takes=st.lists(st.booleans(), max_size=100), stop=st.sampled_from(["", "e", "on a", "é"])
+)
 def test_deltas_add_up_to_the_output_however_often_they_are_taken(text: str, takes: list[bool], stop: str) -> None:
     request, tokens = state(stop=stop or (), logprobs=1), TOKENIZER.encode("Once upon a time " + text)
     seen_text, seen_tokens, seen_logprobs, finish = "", [], [], None

@@ -13,15 +13,27 @@ from jaxserve.types import ParamError
 from tests.text.conftest import TEXT, byte_fallback, byte_level
 
 
-@pytest.mark.parametrize("config", [
-    {},
-    {"add_bos_token": False},
-    {"add_bos_token": True},
-    {"add_bos_token": True, "add_eos_token": True},
-    {"add_eos_token": True},
-    {"bos_token": {"__type": "AddedToken", "content": "he", "special": True, "lstrip": False, "normalized": False,
-                   "rstrip": False, "single_word": False}},
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"add_bos_token": False},
+        {"add_bos_token": True},
+        {"add_bos_token": True, "add_eos_token": True},
+        {"add_eos_token": True},
+        {
+            "bos_token": {
+                "__type": "AddedToken",
+                "content": "he",
+                "special": True,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+            }
+        },
+    ],
+)
 @pytest.mark.parametrize("make", [byte_fallback, byte_level])
 def test_encodes_as_transformers_does(make, config: dict, tmp_path: Path) -> None:
     names = ("<s>", "</s>") if make is byte_fallback else ("<|endoftext|>", "<|im_end|>")
