@@ -93,7 +93,9 @@ class ModelOptions:
 @dataclass(frozen=True)
 class CacheOptions:
     kv_cache_dtype: str = option(
-        "auto", "Format of the KV cache. auto: the type of the activations.", choices=("auto", "bf16", "f32")
+        "auto",
+        "Format of the KV cache. auto: the type of the activations on a GPU, f16 on a CPU.",
+        choices=("auto", "bf16", "f16", "f32"),
     )
     gpu_memory_utilization: float = option(0.9, "Share of the GPU's memory that the engine may use.", low=0.05, high=1)
     kv_cache_memory: int | None = option(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxserve import bundled
 from jaxserve.checkpoint.generation import read_generation_config
@@ -38,6 +37,7 @@ log = logging.getLogger(__name__)
 
 INVARIANT_ROWS = 64
 CPU_KV_BYTES = 256 << 20
+KV_OF_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 Progress = Callable[[str], None]
 
@@ -139,7 +139,7 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
     groups = model.kv_groups()
     name = config.cache.kv_cache_dtype
     if name == "auto":
-        name = "f32" if model.dtype == jnp.float32 else "bf16"
+        name = KV_OF_DTYPE[model.dtype.name] if loaded.on_gpu else "f16"
     # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
     backend = "tiled" if config.runtime.batch_invariant else None
     group_formats = tuple(formats.get(name, backend=backend) for _ in groups)

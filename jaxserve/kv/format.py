@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxserve.kv.meta import Rows
 from jaxserve.types import KVGroup
@@ -95,6 +97,11 @@ class KVFormat:
     def attend_tiles(self, q: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec) -> Attended:
         """Attention of prefill tiles, q [tiles, page_tokens, heads, head_dim]."""
         raise NotImplementedError
+
+    def finite(self, page: Any) -> bool:
+        """Whether the host arrays of a page hold finite values only, as a pool must."""
+        floats = (leaf for leaf in jax.tree.leaves(page) if jnp.issubdtype(leaf.dtype, jnp.floating))
+        return all(bool(np.isfinite(leaf.astype(np.float32)).all()) for leaf in floats)
 
     def seal(self, pool: Pool, src: jax.Array, dst: jax.Array) -> Pool:
         """Two classes: pages dst int32 [n] of class 1 are made from the full pages src of class 0; ids out of range

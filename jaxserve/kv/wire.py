@@ -75,16 +75,13 @@ def import_page(format: KVFormat, group: KVGroup, record: bytes) -> tuple[PageHe
     arrays = []
     for leaf, size in zip(leaves, sizes, strict=True):
         array = np.frombuffer(body[:size], leaf.dtype).reshape(leaf.shape)
-        if _is_float(leaf.dtype) and not np.isfinite(array.astype(np.float32)).all():
-            raise BadPageError("the KV page holds values that are not finite.")
         arrays.append(array)
         body = body[size:]
-    return header, jax.tree.unflatten(tree, arrays)
+    page = jax.tree.unflatten(tree, arrays)
+    if not format.finite(page):
+        raise BadPageError("the KV page holds values that are not finite.")
+    return header, page
 
 
 def _digest(body: bytes | memoryview) -> bytes:
     return hashlib.blake2b(body, digest_size=16).digest()
-
-
-def _is_float(dtype: np.dtype) -> bool:
-    return bool(jax.numpy.issubdtype(dtype, jax.numpy.floating))

@@ -16,6 +16,7 @@ from typing import cast
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from jaxserve.api import AsyncLLM
 from jaxserve.config import ConfigError, ServeConfig, ServerOptions
@@ -135,7 +136,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _uvicorn(app: object, options: ServerOptions) -> uvicorn.Config:
+def _uvicorn(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         uds=options.uds,

@@ -1,6 +1,7 @@
 """Layouts of KV pages, one file each; `layout` holds the protocols."""
 
+from pallas_kernels.layouts.columns import Columns
 from pallas_kernels.layouts.dense import Dense
-from pallas_kernels.layouts.layout import Layout, SealedLayout
+from pallas_kernels.layouts.layout import Layout, SealedLayout, TokenLayout
 
-__all__ = ["Dense", "Layout", "SealedLayout"]
+__all__ = ["Columns", "Dense", "Layout", "SealedLayout", "TokenLayout"]

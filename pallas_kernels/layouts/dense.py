@@ -13,6 +13,28 @@ import jax.numpy as jnp
 class Dense:
     """Keys and values as floats: one pool [pages, layers, 2, kv_heads, page_tokens, head_dim], K at 0 and V at 1."""
 
+    dtype: Any = jnp.float32
+    """Of what `pool` makes; everything else takes it from the pool that it gets."""
+
+    def pool(self, pages: int, layers: int, kv_heads: int, page_tokens: int, head_dim: int) -> Any:
+        return jax.ShapeDtypeStruct((pages, layers, 2, kv_heads, page_tokens, head_dim), self.dtype)
+
+    def heads_axis(self) -> Any:
+        return 3
+
+    def put_tokens(
+        self, pool: jax.Array, layer: int | jax.Array, k: jax.Array, v: jax.Array, pages: jax.Array, places: jax.Array
+    ) -> jax.Array:
+        kv = jnp.stack([k, v], axis=1).astype(pool.dtype)
+        return pool.at[pages, layer, :, :, places].set(kv, mode="drop", unique_indices=True)
+
+    def put_pages(
+        self, pool: jax.Array, layer: int | jax.Array, k: jax.Array, v: jax.Array, pages: jax.Array, inside: jax.Array
+    ) -> jax.Array:
+        old = pool.at[pages, layer].get(mode="clip")
+        new = jnp.where(inside[:, None, None, :, None], jnp.stack([k, v], axis=1).astype(pool.dtype), old)
+        return pool.at[pages, layer].set(new, mode="drop", unique_indices=True)
+
     def page_shape(self, pool: jax.Array) -> tuple[int, int, int, int]:
         pages, _, _, kv_heads, page_tokens, head_dim = pool.shape
         return pages, kv_heads, page_tokens, head_dim

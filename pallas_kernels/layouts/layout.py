@@ -51,6 +51,31 @@ class Layout(Protocol):
         ...
 
 
+class TokenLayout(Layout, Protocol):
+    """A layout whose tokens are written in final form, one by one."""
+
+    def pool(self, pages: int, layers: int, kv_heads: int, page_tokens: int, head_dim: int) -> Any:
+        """A pool as `jax.ShapeDtypeStruct`s; the axes of each begin with pages and layers."""
+        ...
+
+    def heads_axis(self) -> Any:
+        """Like `pool`: the axis that holds kv_heads."""
+        ...
+
+    def put_tokens(
+        self, pool: Any, layer: int | jax.Array, k: jax.Array, v: jax.Array, pages: jax.Array, places: jax.Array
+    ) -> Any:
+        """Token i of k, v [n, kv_heads, head_dim] goes to `places[i]` of page `pages[i]`; out of range drops it."""
+        ...
+
+    def put_pages(
+        self, pool: Any, layer: int | jax.Array, k: jax.Array, v: jax.Array, pages: jax.Array, inside: jax.Array
+    ) -> Any:
+        """k, v [n, kv_heads, page_tokens, head_dim] go to pages int32 [n] where `inside` bool [n, page_tokens]; the
+        other tokens stay as they are; a page out of range drops all of it."""
+        ...
+
+
 class SealedLayout(Layout, Protocol):
     """A layout whose pages are made whole, from the 16-bit keys and values of a full page, and never change.
 

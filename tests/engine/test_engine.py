@@ -15,6 +15,7 @@ from jaxserve.types import Cancel, FinishReason
 from tests.engine.driver import Driver
 
 SHAPE = {
+    "kv_cache_dtype": "f32",
     "max_num_seqs": 8,
     "max_model_len": 1024,
     "max_num_batched_tokens": 256,

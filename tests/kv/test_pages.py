@@ -20,7 +20,7 @@ def ints(*values: int) -> jax.Array:
 
 
 def state(dtype: str = "f32") -> KVState:
-    kv = allocate(kv_shapes(GROUPS, [formats.get(dtype)] * 2, [(6,), (4,)], 3, 200))
+    kv = allocate(kv_shapes(GROUPS, [formats.get(dtype, backend="triton")] * 2, [(6,), (4,)], 3, 200))
     rng = np.random.default_rng(0)
     pools = tuple(jnp.asarray(rng.standard_normal(p.shape), p.dtype) for p in kv.pools)
     return KVState(pools, kv.tables, kv.formats)
@@ -30,6 +30,8 @@ def test_shapes() -> None:
     kv = state("bf16")
     assert kv.pools[0].shape == (6, 2, 2, 2, 64, 16) and kv.pools[0].dtype == jnp.bfloat16
     assert kv.pools[1].shape == (4, 1, 2, 1, 64, 16)
+    keys, values = kv_shapes(GROUPS, [formats.get("bf16", backend="reference")] * 2, [(6,), (4,)], 3, 200).pools[0]
+    assert (keys.shape, values.shape) == ((6, 2, 2, 16, 64), (6, 2, 2, 64, 16)) and keys.dtype == jnp.uint16
     assert [t.shape for t in kv.tables] == [(1, 3, 4)] * 2
     assert all(np.all(np.asarray(t) == ABSENT) for t in kv.tables)
 
@@ -83,12 +85,12 @@ def test_bad_records_are_refused() -> None:
         (record[:20], 0, "f32", "header"),
     ]:
         with pytest.raises(BadPageError, match=message):
-            import_page(formats.get(dtype), GROUPS[group], bad)
+            import_page(formats.get(dtype, backend="triton"), GROUPS[group], bad)
     nan = jnp.full((1, 2, 2, 2, 64, 16), jnp.nan)
     with pytest.raises(BadPageError, match="not finite"):
         import_page(kv.formats[0], GROUPS[0], export_page(kv.formats[0], 0, nan, b""))
 
 
 def test_unknown_formats_are_named() -> None:
-    with pytest.raises(ValueError, match="--kv-cache-dtype fp3 is not known; choose one of bf16, f32"):
+    with pytest.raises(ValueError, match="--kv-cache-dtype fp3 is not known; choose one of bf16, f16, f32"):
         formats.get("fp3")

@@ -1,0 +1,49 @@
+"""Layouts whose tokens are written one by one: what was put is what is fetched, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.layouts import Columns, Dense, TokenLayout
+
+PAGES, LAYERS, HEADS, TOKENS, DIM = 5, 2, 3, 8, 16
+LAYOUTS = [
+    pytest.param(kind(jnp.dtype(dtype)), id=f"{kind.__name__}-{dtype}")
+    for kind in (Dense, Columns)
+    for dtype in ("float32", "float16", "bfloat16")
+]
+
+
+def read(layout: TokenLayout, pool: Any, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """What queries and weights see: q K^T and p V with unit vectors, [pages, heads, tokens, dim] each."""
+    page = layout.fetch(pool, layer, jnp.arange(PAGES))
+    q, p = (jnp.broadcast_to(jnp.eye(n), (PAGES, HEADS, n, n)) for n in (DIM, TOKENS))
+    return np.asarray(layout.scores(q, page)).swapaxes(2, 3), np.asarray(layout.mix(p, page))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_was_put_is_what_is_read(layout: TokenLayout) -> None:
+    rng = np.random.default_rng(0)
+    pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
+    assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM)
+    expected = np.zeros((2, PAGES, HEADS, TOKENS, DIM), np.float32)
+
+    whole = rng.standard_normal((2, 3, HEADS, TOKENS, DIM)).astype(np.float32)
+    inside = rng.random((3, TOKENS)) < 0.7
+    ids = np.array([4, PAGES, 1], np.int32)
+    pool = jax.jit(layout.put_pages, static_argnums=1)(pool, 1, *whole, ids, inside)
+    single = rng.standard_normal((2, 2, HEADS, DIM)).astype(np.float32)
+    pool = jax.jit(layout.put_tokens, static_argnums=1)(pool, 1, *single, np.array([1, PAGES]), np.array([5, 0]))
+
+    for i, page in enumerate(ids):
+        if page < PAGES:
+            expected[:, page] = np.where(inside[i][:, None], whole[:, i], expected[:, page])
+    expected[:, 1, :, 5] = single[:, 0]
+    expected = np.asarray(jnp.asarray(expected).astype(layout.dtype).astype(jnp.float32))
+    assert np.array_equal(np.stack(read(layout, pool, 1)), expected)
+    assert not np.any(read(layout, pool, 0))
