@@ -120,6 +120,17 @@ class SchedulerOptions:
     max_queued_requests: int = option(
         2048, "Requests that may wait; more are refused with 503.", parse=human_int, low=1
     )
+    program_share: float = option(
+        0.5,
+        "Share of the KV cache that programs (requests with a `program_id`) may hold between their turns.",
+        low=0,
+        high=1,
+    )
+    program_ttl: float = option(
+        60.0,
+        "Seconds for which a program holds its pages after a turn. Afterwards they stay as long as nobody needs them.",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,10 @@ class Request(Frozen):
 
     `params` is resolved: `max_tokens`, `seed` set, `bad_words` turned into `banned` token sequences. `salt` separates
     prefix caches (tenants). `id` is unique in the engine and never chosen by a client.
+
+    A *program* is a job whose turns come one after another (an agent, a conversation). Its pages are held from one turn
+    to the next, unless this is the `last_turn`; `tool` names what runs in between. `deadline_s`: the seconds after its
+    arrival in which the caller wants the answer.
     """
 
     id: str
@@ -106,6 +110,16 @@ class Request(Frozen):
     salt: str = ""
     stream: bool = True
     """False: the core may hold tokens back and deliver a choice at its end (offline batches)."""
+    program_id: str = ""
+    last_turn: bool = False
+    tool: str = ""
+    deadline_s: float | None = None
+
+
+def program_key(tenant: str, salt: str, program_id: str) -> str:
+    """What a program is called inside an engine: it is its tenant's, and its pages are read only under the salt that
+    they were computed for. Empty: no program."""
+    return "\0".join((tenant, salt, program_id)) if program_id else ""
 
 
 # Messages between a front end and an engine core
@@ -122,10 +136,11 @@ class Cancel(Frozen, tag="cancel"):
 
 
 class Control(Frozen, tag="control"):
-    """`verb`: reset_prefix_cache | drain | shutdown | stats."""
+    """`verb`: reset_prefix_cache | close_program | drain | shutdown | stats. `program`: the key of the one to close."""
 
     verb: str
     token: int = 0
+    program: str = ""
 
 
 ToCore = Submit | Cancel | Control
@@ -241,6 +256,10 @@ class Arrive(Frozen, tag="arrive"):
     `parent`: another choice of the same request; the sequence may share the parent's prompt pages once they are
     computed. `max_new`: upper bound of tokens to generate. `whole_prompt`: every prompt token must be computed (prompt
     log-probs), so no prefix is taken from the cache.
+
+    `program`: key of the program whose turn it is. `shared`: leading tokens that the prompt has in common with the
+    sequence pinned for that program (`Scheduler.pinned`). `deadline`: when the caller wants it finished. `output`: its
+    true length in tokens, which only simulations know.
     """
 
     now: float
@@ -252,6 +271,12 @@ class Arrive(Frozen, tag="arrive"):
     priority: int = 0
     tenant: str = ""
     whole_prompt: bool = False
+    program: str = ""
+    last_turn: bool = False
+    tool: str = ""
+    shared: int = 0
+    deadline: float | None = None
+    output: int | None = None
 
 
 class Abort(Frozen, tag="abort"):
@@ -294,12 +319,19 @@ class CostUpdate(Frozen, tag="cost"):
 
 
 class ResetCache(Frozen, tag="reset_cache"):
-    """Forget every unreferenced cached page (new weights, or on request)."""
+    """Forget every unreferenced cached page and what is held for programs (new weights, or on request)."""
 
     now: float
 
 
-Event = Arrive | Abort | StepDone | MoveDone | Tick | CostUpdate | ResetCache
+class CloseProgram(Frozen, tag="close_program"):
+    """The program has no further turns: what is held for it is let go."""
+
+    now: float
+    program: str
+
+
+Event = Arrive | Abort | StepDone | MoveDone | Tick | CostUpdate | ResetCache | CloseProgram
 
 
 # Plans: the scheduler's only output

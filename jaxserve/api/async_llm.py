@@ -18,7 +18,7 @@ from jaxserve.text.chat import ChatTemplate
 from jaxserve.text.intake import Intake, Prompt, parse_prompt
 from jaxserve.text.processor import RequestDelta, RequestState
 from jaxserve.text.tokenizer import Tokenizer
-from jaxserve.types import Delta, FinishReason, ModelLimits, Ready, RequestOutput, SamplingParams, Stats
+from jaxserve.types import Delta, FinishReason, ModelLimits, Ready, RequestOutput, SamplingParams, Stats, program_key
 
 if TYPE_CHECKING:
     from jaxserve.checkpoint.generation import GenerationDefaults
@@ -102,11 +102,19 @@ class AsyncLLM:
         salt: str = "",
         stream: bool = True,
         prompt_text: str | None = None,
+        program_id: str = "",
+        last_turn: bool = False,
+        tool: str = "",
+        deadline_s: float | None = None,
     ) -> Stream:
         """Hands a request to the engine; what it generates comes out of the Stream.
 
         `request_id` names the request to its caller: in outputs and for `abort`. `stream` False lets the engine deliver
         tokens late. `prompt_text` is reported as the prompt where `prompt` is token ids.
+
+        Requests with one `program_id` (and tenant and salt) are turns of one job: the KV of a turn is held for the next
+        one, unless it is the `last_turn`; `tool` names what runs in between. `deadline_s`: seconds from now in which
+        the caller wants the answer; policies that know deadlines go by it.
 
         Raises:
             ParamError: the request cannot be honoured.
@@ -125,6 +133,10 @@ class AsyncLLM:
             tenant=tenant,
             salt=salt or parsed.salt,
             stream=stream,
+            program_id=program_id,
+            last_turn=last_turn,
+            tool=tool,
+            deadline_s=deadline_s,
         )
         if self._sequences + state.request.params.n > self._admitted:
             raise QueueFull(
@@ -203,6 +215,10 @@ class AsyncLLM:
     async def reset_prefix_cache(self) -> None:
         """Forgets every cached prefix that no running request uses."""
         await self._client.control("reset_prefix_cache")
+
+    async def close_program(self, program_id: str, *, tenant: str = "", salt: str = "") -> None:
+        """The program has no further turns: the KV held for it is let go. Unknown programs are ignored."""
+        await self._client.control("close_program", program_key(tenant, salt, program_id))
 
     async def wait_failed(self) -> str:
         """Returns the cause when the engine dies without having been asked to."""

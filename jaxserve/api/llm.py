@@ -57,9 +57,14 @@ class LLM:
         use_tqdm: bool = True,
         *,
         priority: int = 0,
+        program_id: str | Sequence[str] | None = None,
+        last_turn: bool = False,
     ) -> list[RequestOutput]:
         """Completes prompts, in their order. One of them is text, a list of token ids, or a dict with `prompt` or
         `prompt_token_ids`; parameters are one for all or one each (None: the model's recommendations).
+
+        `program_id`, one for each prompt, makes the prompts turns of jobs: the KV of a turn is held for the next one
+        with the same id, unless it is the `last_turn`.
 
         Raises:
             ParamError: naming the prompt by its index. Nothing runs then.
@@ -67,7 +72,9 @@ class LLM:
         """
         parsed = [_numbered(index, parse_prompt, prompt) for index, prompt in enumerate(_as_list(prompts))]
         params = self._params(sampling_params, len(parsed), self._llm.sampling_params())
-        return self._complete(parsed, params, use_tqdm, priority, add_special_tokens=True)
+        return self._complete(
+            parsed, params, use_tqdm, priority, add_special_tokens=True, programs=program_id, last_turn=last_turn
+        )
 
     def chat(
         self,
@@ -80,9 +87,11 @@ class LLM:
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
+        program_id: str | Sequence[str] | None = None,
+        last_turn: bool = False,
     ) -> list[RequestOutput]:
         """Answers one conversation or several, in their order. Without parameters an answer may take all the room there
-        is. Errors as `generate`."""
+        is. Programs and errors as `generate`."""
         several = bool(messages) and not isinstance(messages[0], Mapping)
         chats: Sequence[Any] = messages if several else [messages]
 
@@ -99,7 +108,13 @@ class LLM:
         parsed = [_numbered(index, render, chat) for index, chat in enumerate(chats)]
         default = self._llm.sampling_params(max_tokens=None)
         return self._complete(
-            parsed, self._params(sampling_params, len(parsed), default), use_tqdm, priority, add_special_tokens=False
+            parsed,
+            self._params(sampling_params, len(parsed), default),
+            use_tqdm,
+            priority,
+            add_special_tokens=False,
+            programs=program_id,
+            last_turn=last_turn,
         )
 
     def get_tokenizer(self) -> Tokenizer:
@@ -122,6 +137,11 @@ class LLM:
         """Forgets every cached prefix that no running request uses."""
         self._check_open()
         self._loop.run(self._llm.reset_prefix_cache())
+
+    def close_program(self, program_id: str, *, salt: str = "") -> None:
+        """The program has no further turns: the KV held for it is let go. Unknown programs are ignored."""
+        self._check_open()
+        self._loop.run(self._llm.close_program(program_id, salt=salt))
 
     def close(self) -> None:
         """Ends the engine and frees its memory. Idempotent."""
@@ -158,12 +178,15 @@ class LLM:
         priority: int,
         *,
         add_special_tokens: bool,
+        programs: str | Sequence[str] | None,
+        last_turn: bool,
     ) -> list[RequestOutput]:
         self._check_open()
+        names = _programs(programs, len(parsed))
         texts = [prompt.text for prompt in parsed if prompt.text is not None]
         encoded = iter(self._llm.tokenizer.encode_batch(texts, add_special_tokens) if texts else ())
         states = []
-        for index, (prompt, one) in enumerate(zip(parsed, params, strict=True)):
+        for index, (prompt, one, program) in enumerate(zip(parsed, params, names, strict=True)):
             tokens = next(encoded) if prompt.tokens is None else prompt.tokens
             states.append(
                 _numbered(
@@ -176,6 +199,8 @@ class LLM:
                     priority=priority,
                     salt=prompt.salt,
                     stream=False,
+                    program_id=program,
+                    last_turn=last_turn,
                 )
             )
         if not use_tqdm:
@@ -250,6 +275,15 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(plain, str | Mapping) or (plain and isinstance(plain[0], int)):
         return [plain]
     return list(plain)
+
+
+def _programs(given: str | Sequence[str] | None, count: int) -> list[str]:
+    """The program of each prompt. Turns of one program come one after another, so no two of a call are of the same."""
+    names = [given] if isinstance(given, str) else list(given or [""] * count)
+    named = [name for name in names if name]
+    if len(names) != count or len(set(named)) != len(named):
+        raise ParamError("program_id", f"program_id must be one name for each of the {count} prompts, all different")
+    return names
 
 
 def _numbered(index: int, work: Callable[..., T], *args: Any, **options: Any) -> T:

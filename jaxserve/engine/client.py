@@ -39,8 +39,8 @@ class EngineClient(Protocol):
         """Ends requests; no further delta of theirs reaches the sink after the core has read this."""
         ...
 
-    async def control(self, verb: str) -> Stats:
-        """Runs a verb of types.Control and returns the core's statistics after it."""
+    async def control(self, verb: str, program: str = "") -> Stats:
+        """Runs a verb of types.Control, on a program where it wants one, and returns the core's statistics after it."""
         ...
 
     @property

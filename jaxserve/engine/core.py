@@ -14,11 +14,13 @@ from jaxserve.engine.inbox import Inbox
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.runner import Launched, Runner
 from jaxserve.engine.sequence import Sequence
+from jaxserve.engine.turns import Turns
 from jaxserve.scheduler import Scheduler
 from jaxserve.types import (
     Abort,
     Arrive,
     Cancel,
+    CloseProgram,
     Control,
     Delta,
     Deltas,
@@ -70,6 +72,7 @@ class EngineCore:
         self._clock = clock
         self._sequences: dict[SeqId, Sequence] = {}
         self._requests: dict[str, list[Sequence]] = {}
+        self._turns = Turns(scheduler.pinned)
         self._next_seq = 0
         self._in_flight: Launched | None = None
         self._deltas: list[Delta] = []
@@ -163,6 +166,8 @@ class EngineCore:
         else:
             if message.verb == "reset_prefix_cache":
                 self._scheduler.on_event(ResetCache(now=self._clock()))
+            elif message.verb == "close_program":
+                self._scheduler.on_event(CloseProgram(now=self._clock(), program=message.program))
             self._emit(self._stats(message.token))
 
     def _submit(self, request: Request) -> None:
@@ -196,6 +201,7 @@ class EngineCore:
         hashes = first.start_chain(self._identity) if self._prefix_caching else ()
         for sequence in sequences[1:]:
             sequence.root, sequence.chain = first.root, list(first.chain)
+        shared = self._turns.shared(first.program, request.prompt) if first.program and not whole else 0
         arrivals = []
         for sequence in sequences:
             arrivals.append(
@@ -209,6 +215,11 @@ class EngineCore:
                     priority=request.priority,
                     tenant=request.tenant,
                     whole_prompt=whole and parent is None,
+                    program=sequence.program,
+                    last_turn=request.last_turn,
+                    tool=request.tool,
+                    shared=shared,
+                    deadline=None if request.deadline_s is None else now + request.deadline_s,
                 )
             )
             parent = first.seq
@@ -235,6 +246,8 @@ class EngineCore:
             raise ValueError("max_tokens and seed must be set when a request is submitted")
         if not 1 <= request.params.n <= limits.max_choices:
             raise ValueError(f"n {request.params.n} must lie between 1 and {limits.max_choices}")
+        if request.program_id and request.params.n != 1:
+            raise ValueError(f"a turn of a program has one choice, not n {request.params.n}")
         self._runner.check(request)
 
     def _refuse(self, request: Request, why: str) -> None:
@@ -255,6 +268,8 @@ class EngineCore:
 
     def _forget(self, sequence: Sequence) -> None:
         self._sequences.pop(sequence.seq, None)
+        if sequence.program and sequence.finish is not FinishReason.ERROR:
+            self._turns.ended(sequence.program, sequence.seq, sequence.tokens)
         siblings = self._requests.get(sequence.request.id)
         if siblings is not None and sequence in siblings:
             siblings.remove(sequence)

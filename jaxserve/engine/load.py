@@ -213,6 +213,8 @@ def _scheduler(
         q=shape.q,
         lag=1,
         enable_prefix_caching=config.cache.enable_prefix_caching,
+        pin_share=config.scheduler.program_share,
+        pin_ttl_s=config.scheduler.program_ttl,
     )
     try:
         policy = make_policy(config.scheduler.scheduling_policy)

@@ -24,10 +24,10 @@ class MessageClient:
     def cancel(self, ids: Sequence[str]) -> None:
         self._put(Cancel(ids=tuple(ids)))
 
-    async def control(self, verb: str) -> Stats:
+    async def control(self, verb: str, program: str = "") -> Stats:
         token = max(self._controls, default=0) + 1
         future = self._controls[token] = self._loop.create_future()
-        self._put(Control(verb=verb, token=token))
+        self._put(Control(verb=verb, token=token, program=program))
         return await future
 
     @property

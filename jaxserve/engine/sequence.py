@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from jaxserve.engine.hashing import chain_root, extend_chain
 from jaxserve.sampling.head import HeadVariant, variant_for
-from jaxserve.types import PAGE_TOKENS, Delta, FinishReason, Request, SeqId, SeqResult, TokenLogprobs
+from jaxserve.types import PAGE_TOKENS, Delta, FinishReason, Request, SeqId, SeqResult, TokenLogprobs, program_key
 
 
 @dataclass(slots=True, eq=False)
@@ -34,15 +34,18 @@ class Sequence:
     pending_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: FinishReason | None = None
     error: str | None = None
+    program: str = field(init=False)
     prompt: int = field(init=False)
     limit: int = field(init=False)
     floor: int = field(init=False)
     _settled: HeadVariant | None = None
 
     def __post_init__(self) -> None:
-        self.prompt = len(self.request.prompt)
+        request = self.request
+        self.program = program_key(request.tenant, request.salt, request.program_id)
+        self.prompt = len(request.prompt)
         self.limit = self.prompt + self.max_new
-        self.floor = self.prompt + self.request.params.min_tokens
+        self.floor = self.prompt + request.params.min_tokens
 
     @property
     def variant(self) -> HeadVariant:

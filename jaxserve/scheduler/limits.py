@@ -31,6 +31,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     watermark: float = 0.01
     """Share of each pool that stays free when a sequence is admitted beside others: room for their growth."""
+    pin_share: float = 0.5
+    """Share of each pool that programs may hold between their turns against everybody else."""
+    pin_ttl_s: float = 60.0
+    """Seconds for which they may, unless the policy says otherwise. Afterwards their pages are cached like others."""
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_model_len", "max_tiles", "max_decode_rows", "q"):
@@ -45,3 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"lag is {self.lag}; plans are made at most one step ahead (0 or 1)")
         if not 0.0 <= self.watermark < 1.0:
             raise ValueError(f"watermark is {self.watermark}; it is a share of the pool in [0, 1)")
+        if not 0.0 <= self.pin_share <= 1.0:
+            raise ValueError(f"pin_share is {self.pin_share}; it is a share of the pool in [0, 1]")
+        if self.pin_ttl_s < 0:
+            raise ValueError(f"pin_ttl_s is {self.pin_ttl_s}; it is a number of seconds, at least 0")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pool import IntegrityError, Pool
-from jaxserve.scheduler.request import NEVER, Seq
+from jaxserve.scheduler.request import NEVER, Seq, Table
 from jaxserve.types import PAGE_TOKENS, Copy, Grant, PageClasses
 
 ONE_CLASS = 0
@@ -28,6 +28,8 @@ class Start(NamedTuple):
     first: tuple[int, ...]
     shared: tuple[tuple[int, ...], ...]
     copied: tuple[int, ...] = ()
+    resumed: bool = False
+    """It is what the sequence's program held."""
 
 
 def pages_for(tokens: int) -> int:
@@ -104,9 +106,10 @@ class Pages:
         sequence does not come and go."""
         missing = pages_for(seq.known) - start.tokens // PAGE_TOKENS
         further = min(1 << seq.preemptions, pages_for(seq.end) - pages_for(seq.known)) if seq.preemptions else 0
+        taken = ([*shared, *start.copied[g : g + 1]] for g, shared in enumerate(start.shared))
         return [
-            need + sum(1 for page in shared if not pool.references(page))
-            for need, shared, pool in zip(self.need(missing + further), start.shared, self._pools, strict=True)
+            need + sum(1 for page in pages if not pool.references(page))
+            for need, pages, pool in zip(self.need(missing + further), taken, self._pools, strict=True)
         ]
 
     def watermark(self) -> list[int]:
@@ -207,6 +210,15 @@ class Pages:
         seq.published = 0
         seq.release_at = NEVER
 
+    def trim(self, seq: Seq, end: int) -> None:
+        """Gives back the pages of table entries from `end` on, which no window has passed."""
+        for pool, table in zip(self._pools, seq.tables, strict=True):
+            for ref in reversed(table.refs[end:]):
+                if ref is not None:
+                    pool.drop(ref[1])
+            del table.refs[end:]
+        seq.table_end = min(seq.table_end, end)
+
     def reset_cache(self) -> None:
         for pool in self._pools:
             pool.reset()
@@ -270,19 +282,18 @@ class Pages:
         )
         return Start(length * PAGE_TOKENS, first_pages, shared)
 
-    def fork(self, seq: Seq, donor: Seq) -> Start | None:
-        """All of the prompt but its last token, from a resident choice of the same request; None if the donor has moved
-        its window past it. What the donor wrote behind the prompt does no harm: `seq` writes its own there first."""
-        tokens = seq.prompt - 1
+    def fork(self, donor: Sequence[Table], tokens: int) -> Start | None:
+        """The first `tokens` of another sequence, from its tables; None if it has moved its window past them. What it
+        wrote behind them does no harm: whoever takes them writes its own there first."""
         entries = tokens // PAGE_TOKENS
         first_pages = tuple(0 if window is None else _first_read(tokens, window) for window in self.windows)
-        if any(table.first > first for table, first in zip(donor.tables, first_pages, strict=True)):
+        if any(table.first > first for table, first in zip(donor, first_pages, strict=True)):
             return None
         shared = tuple(
             tuple(_page(ref) for ref in table.refs[first:entries])
-            for table, first in zip(donor.tables, first_pages, strict=True)
+            for table, first in zip(donor, first_pages, strict=True)
         )
-        copied = tuple(_page(table.refs[entries]) for table in donor.tables) if tokens % PAGE_TOKENS else ()
+        copied = tuple(_page(table.refs[entries]) for table in donor) if tokens % PAGE_TOKENS else ()
         return Start(tokens, first_pages, shared, copied)
 
     # Integrity

@@ -11,6 +11,7 @@ from typing import cast
 
 from jaxserve.scheduler.pages import Pages, Start, pages_for
 from jaxserve.scheduler.policy import Evict, Policy
+from jaxserve.scheduler.programs import Pin, Programs
 from jaxserve.scheduler.request import Phase, Seq
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.view import Budget, View
@@ -20,11 +21,14 @@ from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, Move, PageUpdates, P
 class Draft:
     """A plan in the making. Each verb either adds a sequence's share and returns True, or changes nothing."""
 
-    def __init__(self, policy: Policy, view: View, roster: Roster, pages: Pages, in_flight: int) -> None:
+    def __init__(
+        self, policy: Policy, view: View, roster: Roster, pages: Pages, programs: Programs, in_flight: int
+    ) -> None:
         self.policy = policy
         self.view = view
         self.roster = roster
         self.pages = pages
+        self.programs = programs
         self.limits = view.limits
         self.step = view.step
         self.left = Budget(view.limits)
@@ -143,6 +147,8 @@ class Draft:
         if tokens <= 0 or not self.left.tiles or self.left.tokens < PAGE_TOKENS:
             return False
         start = self._start(seq)
+        if self.programs.num_hard and not self._others([]):
+            start = self._unpin_for(seq, start)
         if not self._fits(seq, start, []):
             victims = self._displaced_by(seq, start)
             if victims is None:
@@ -162,7 +168,9 @@ class Draft:
         seq.phase = Phase.PREFILL
         seq.target = seq.known
         self.pages.begin(seq, start, self.grants, self.copies)
-        if not seq.preemptions and not seq.whole_prompt and self.limits.enable_prefix_caching:
+        self.programs.begun(seq, start)
+        fresh = not seq.preemptions and not seq.whole_prompt and not start.resumed
+        if fresh and self.limits.enable_prefix_caching:
             self.pages.queries += seq.prompt
             self.pages.hits += start.tokens
         self.admits.append(Admit(seq.id, seq.slot, start.tokens))
@@ -172,17 +180,37 @@ class Draft:
         if len(seq.family) > 1 and not seq.generated and not seq.whole_prompt:
             for donor in seq.family:
                 if donor.forkable_from <= self.step:
-                    start = self.pages.fork(seq, donor)
+                    start = self.pages.fork(donor.tables, seq.prompt - 1)
                     if start is not None:
                         return start
-        return self.pages.prefix(seq)
+        prefix, held = self.pages.prefix(seq), self.programs.start(seq)
+        return held if held is not None and held.tokens >= prefix.tokens else prefix
+
+    def _unpin_for(self, seq: Seq, start: Start) -> Start:
+        """Pins yield to a sequence that would run alone, in the end that of its own program: it must be able to run.
+        Returns what it can begin with then."""
+        pins = [pin for pin in self.policy.pins(self.view) if pin.program != seq.program]
+        for pin in cast(list[Pin], pins):
+            if self._has(self.pages.need_to_start(seq, start)):
+                return start
+            self.programs.soften(pin)
+        if start.resumed and not self._has(self.pages.need_to_start(seq, start)):
+            self.programs.release(seq.program)
+            start = self.pages.prefix(seq)
+        return start
+
+    def _has(self, need: list[int]) -> bool:
+        return all(pages <= self.pages.available(g) for g, pages in enumerate(need))
+
+    def _others(self, victims: list[Seq]) -> int:
+        """Residents beside a newcomer once `victims` are gone."""
+        return len(self.roster.residents) + len(self.admitted) - len(self.preempted) - len(victims)
 
     def _fits(self, seq: Seq, start: Start, victims: list[Seq]) -> bool:
         """Whether `seq` can be admitted once `victims` are gone."""
         if not self.roster.has_slot and not victims:
             return False
-        others = len(self.roster.residents) + len(self.admitted) - len(self.preempted) - len(victims)
-        if others <= 0:
+        if self._others(victims) <= 0:
             return True
         gained = [self.pages.exclusive(victim, start.shared) for victim in victims]
         needs = zip(self.pages.need_to_start(seq, start), self._others_need(), self.pages.watermark(), strict=True)
@@ -237,7 +265,10 @@ class Draft:
         return True
 
     def _make_room(self, want: Seq, missing: int) -> bool:
-        """Evicts victims if that gives `missing` pages of every group; nobody is evicted in vain."""
+        """Unpins what programs hold or else evicts victims, if that gives `missing` pages of every group; nobody is
+        evicted in vain."""
+        if self.programs.num_hard and self._unpin(want, missing):
+            return True
         victims: list[Seq] = []
         groups = range(len(self.view.groups))
         available, nobody = [self.pages.available(g) for g in groups], [()] * len(groups)
@@ -252,6 +283,14 @@ class Draft:
             self.preempt(victim)
         self.view.admitting = False  # pages just taken from a resident are not for newcomers
         return True
+
+    def _unpin(self, want: Seq, missing: int) -> bool:
+        for pin in cast(list[Pin], list(self.policy.pins(self.view))):
+            if self.policy.may_unpin(want, pin, self.view):
+                self.programs.soften(pin)
+                if self.pages.room() >= missing:
+                    return True
+        return False
 
     def _victims(self, want: Seq) -> Iterator[Seq]:
         for view in self.policy.victims(self.view):
@@ -269,11 +308,18 @@ class Draft:
         want = self.starved
         if want is None or self.tiles or self.decode_rows or not self.idle_device or not want.resident:
             return
+        for pin in cast(list[Pin], list(self.policy.pins(self.view))):
+            self.programs.soften(pin)
+            if self._runs(want):
+                return
         for victim in list(reversed(self.roster.residents)):
             if victim is not want and victim.resident:
                 self.preempt(victim)
-                if self.decode(want) if want.phase is Phase.DECODE else self.prefill(want, PAGE_TOKENS):
+                if self._runs(want):
                     break
+
+    def _runs(self, want: Seq) -> bool:
+        return self.decode(want) if want.phase is Phase.DECODE else self.prefill(want, PAGE_TOKENS)
 
     def finish(self) -> Plan:
         self.pages.end_plan()
@@ -297,12 +343,12 @@ class Draft:
         )
 
 
-def build_plan(policy: Policy, view: View, roster: Roster, pages: Pages, in_flight: int) -> Plan:
+def build_plan(policy: Policy, view: View, roster: Roster, pages: Pages, programs: Programs, in_flight: int) -> Plan:
     """The next step. Sequences, queues and pages are changed to what they are once it has been launched.
 
     `in_flight`: steps launched whose StepDone has not come.
     """
-    draft = Draft(policy, view, roster, pages, in_flight)
+    draft = Draft(policy, view, roster, pages, programs, in_flight)
     left, step = draft.left, view.step
     waiting, prefill, decode = Phase.WAITING, Phase.PREFILL, Phase.DECODE
     for seq in cast(Iterator[Seq], policy.rank(view)):

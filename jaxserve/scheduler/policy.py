@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from jaxserve.scheduler.request import Phase
-from jaxserve.scheduler.view import Budget, SeqView, View
+from jaxserve.scheduler.view import Budget, PinView, SeqView, View
 from jaxserve.types import Event, Move, SeqId
 
 
@@ -64,6 +64,19 @@ class Policy:
     def victims(self, view: View) -> Iterator[SeqView]:
         """Residents, the one to evict first in front."""
         return view.newest_residents()
+
+    def pin_s(self, seq: SeqView, view: View) -> float:
+        """Seconds for which a program holds the pages of its turn `seq`, which has just ended, against others."""
+        return view.limits.pin_ttl_s
+
+    def pins(self, view: View) -> Iterator[PinView]:
+        """Programs that hold pages against others, the one to lose them first in front. By default the one that has
+        been idle longest."""
+        return view.pins()
+
+    def may_unpin(self, want: SeqView, pin: PinView, view: View) -> bool:
+        """Whether a resident that ran out of pages takes them from `pin` before it takes them from other residents."""
+        return True
 
     def residency(self, view: View, planned: Set[SeqId]) -> Iterable[Move]:
         """Pages to move between tiers besides the step. `planned`: sequences with work in it."""

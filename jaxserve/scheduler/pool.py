@@ -73,8 +73,20 @@ class Pool:
             self._index[name] = page
             self._hashes[page] = name
 
+    def withdraw(self, name: bytes) -> None:
+        """Its page has no name any more, and is free if it was cached."""
+        page = self._index.pop(name, None)
+        if page is not None:
+            self._hashes[page] = None
+            if not self._refs[page]:
+                del self._cached[page]
+                self._free.append(page)
+
     def find(self, name: bytes) -> int | None:
         return self._index.get(name)
+
+    def name(self, page: int) -> bytes | None:
+        return self._hashes[page]
 
     def references(self, page: int) -> int:
         return self._refs[page]

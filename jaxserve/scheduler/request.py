@@ -12,8 +12,12 @@ counts leading tokens whose KV is, or with the steps already planned will be, in
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from jaxserve.types import PAGE_TOKENS, Arrive, SeqId
+
+if TYPE_CHECKING:
+    from jaxserve.scheduler.programs import Pin
 
 NO_SLOT = -1
 NEVER = 1 << 62
@@ -44,29 +48,36 @@ class Seq:
     __slots__ = (
         "arrival",
         "computed",
+        "deadline",
         "end",
         "family",
         "forkable_from",
         "hashes",
         "id",
         "known",
+        "last_turn",
         "max_new",
         "order",
+        "output",
         "parked",
         "pending_rows",
         "pending_tokens",
         "phase",
+        "pin",
         "preemptions",
         "priority",
+        "program",
         "prompt",
         "published",
         "release_at",
+        "shared",
         "slot",
         "step",
         "table_end",
         "tables",
         "target",
         "tenant",
+        "tool",
         "whole_prompt",
     )
 
@@ -82,6 +93,15 @@ class Seq:
         self.priority = arrive.priority
         self.tenant = arrive.tenant
         self.whole_prompt = arrive.whole_prompt
+        self.program = arrive.program
+        self.last_turn = arrive.last_turn
+        self.tool = arrive.tool
+        self.deadline = arrive.deadline
+        self.output = arrive.output
+        self.shared = 0 if arrive.whole_prompt else arrive.shared
+        """Leading tokens in common with the sequence of `pin`."""
+        self.pin: Pin | None = None
+        """What its program held when it arrived."""
         self.hashes = list(arrive.hashes)
         """Chain hashes: entry j belongs to tokens [0, (j + 1) * PAGE_TOKENS)."""
         self.family: list[Seq] = [self]

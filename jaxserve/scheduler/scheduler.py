@@ -12,6 +12,7 @@ from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.plan import build_plan
 from jaxserve.scheduler.policy import Policy
+from jaxserve.scheduler.programs import Programs
 from jaxserve.scheduler.request import NO_SLOT, Seq
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.view import View
@@ -19,6 +20,7 @@ from jaxserve.types import (
     PAGE_TOKENS,
     Abort,
     Arrive,
+    CloseProgram,
     CostUpdate,
     Event,
     MoveDone,
@@ -72,8 +74,9 @@ class Scheduler:
         self.limits = limits
         self.groups = groups
         self._pages = Pages(groups, limits)
+        self._programs = Programs(self._pages, limits)
         self._roster = Roster(limits.max_num_seqs)
-        self.view = View(self._roster, self._pages, limits, groups)
+        self.view = View(self._roster, self._pages, self._programs, limits, groups)
         self._recorder = recorder
         self._in_flight: deque[Launched] = deque()
         self._arrivals = 0
@@ -102,6 +105,7 @@ class Scheduler:
         """
         if self._recorder is not None:
             self._recorder.event(event)
+        self.view.now = event.now
         match event:
             case StepDone():
                 self._step_done(event)
@@ -111,14 +115,16 @@ class Scheduler:
                 if seq in self._roster.seqs:
                     self._remove(self._roster.seqs[seq])
             case ResetCache():
+                self._programs.reset()
                 self._pages.reset_cache()
+            case CloseProgram(program=program):
+                self._programs.release(program)
             case CostUpdate(values=values):
                 self.view.cost = {**self.view.cost, **values}
             case MoveDone(move=move):
                 raise ValueError(f"MoveDone names move {move}, but no move is under way")
             case Tick():
-                pass
-        self.view.now = event.now
+                self._programs.expire(event.now)
         self.policy.on_event(event, self.view)
 
     def _arrive(self, arrive: Arrive) -> None:
@@ -138,8 +144,16 @@ class Scheduler:
                 f"sequence {arrive.seq} (prompt of {arrive.prompt} tokens) cannot share the prompt of its parent "
                 f"{parent.id} ({parent.prompt} tokens)"
             )
+        pin = self._programs.get(arrive.program)
+        if arrive.shared and (pin is None or not 0 < arrive.shared <= arrive.prompt):
+            raise ValueError(
+                f"sequence {arrive.seq} shares {arrive.shared} of {arrive.prompt} prompt tokens with what program "
+                f"{arrive.program!r} holds ({pin})"
+            )
         seq = Seq(arrive, self._arrivals, len(self.groups), self.limits.max_model_len)
         self._arrivals += 1
+        if seq.program:
+            self._programs.arrive(seq)
         self._roster.arrive(seq, arrive.parent)
 
     def _step_done(self, done: StepDone) -> None:
@@ -179,7 +193,11 @@ class Scheduler:
             raise ValueError(f"StepDone of step {done.step} has no result for sequences {missing}")
 
     def _remove(self, seq: Seq) -> None:
-        self._pages.drop(seq)
+        if seq.resident and seq.program and not seq.last_turn:
+            self._programs.ended(seq, self.view.now, self.policy.pin_s(seq, self.view))
+        else:
+            self._programs.gone(seq)
+            self._pages.drop(seq)
         self._roster.remove(seq)
 
     # Out
@@ -193,7 +211,7 @@ class Scheduler:
         if len(self._in_flight) > self.limits.lag:
             steps = [launched.step for launched in self._in_flight]
             raise RuntimeError(f"plan() with steps {steps} unanswered; lag {self.limits.lag} allows {self.limits.lag}")
-        plan = build_plan(self.policy, self.view, self._roster, self._pages, len(self._in_flight))
+        plan = build_plan(self.policy, self.view, self._roster, self._pages, self._programs, len(self._in_flight))
         self.view.step += 1
         if plan.has_work:
             firsts = frozenset(work.seq for work in plan.prefill if work.samples)
@@ -205,6 +223,11 @@ class Scheduler:
         if self._recorder is not None:
             self._recorder.plan(plan)
         return plan
+
+    def pinned(self, program: str) -> SeqId | None:
+        """The sequence whose pages the program holds. The next turn's `Arrive.shared` compares its prompt with it."""
+        pin = self._programs.get(program)
+        return None if pin is None else pin.seq.id
 
     @property
     def has_unfinished(self) -> bool:
@@ -223,6 +246,7 @@ class Scheduler:
             "num_preemptions": self._preemptions,
             "prefix_cache_queries": self._pages.queries,
             "prefix_cache_hits": self._pages.hits,
+            "program_tokens_reused": self._programs.reused,
             "prefill_tokens": self._prefilled,
             "prefill_padding_tokens": self._tiles * PAGE_TOKENS - self._prefilled,
             "decode_rows": self._rows,
@@ -233,6 +257,7 @@ class Scheduler:
         return {
             "num_requests_running": len(self._roster.residents),
             "num_requests_waiting": self._roster.num_waiting,
+            "num_programs_pinned": self._programs.num_hard,
             "kv_cache_usage_perc": self._pages.usage(),
         }
 
@@ -243,4 +268,4 @@ class Scheduler:
             IntegrityError: what does not add up.
         """
         self._roster.check()
-        self._pages.check(self._roster.seqs.values())
+        self._pages.check([*self._roster.seqs.values(), *self._programs.owners()])

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages
+from jaxserve.scheduler.programs import Programs
 from jaxserve.scheduler.request import Phase
 from jaxserve.scheduler.roster import Roster
 from jaxserve.types import PageClasses, SeqId
@@ -30,6 +31,16 @@ class SeqView(Protocol):
     @property
     def tenant(self) -> str: ...
     @property
+    def program(self) -> str: ...
+    @property
+    def last_turn(self) -> bool: ...
+    @property
+    def tool(self) -> str: ...
+    @property
+    def deadline(self) -> float | None: ...
+    @property
+    def output(self) -> int | None: ...
+    @property
     def phase(self) -> Phase: ...
     @property
     def resident(self) -> bool: ...
@@ -49,6 +60,27 @@ class SeqView(Protocol):
     def preemptions(self) -> int: ...
 
 
+class PinView(Protocol):
+    """What a program holds between two turns."""
+
+    @property
+    def program(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def tool(self) -> str: ...
+    @property
+    def since(self) -> float: ...
+    @property
+    def expires(self) -> float: ...
+    @property
+    def awaited(self) -> int: ...
+    @property
+    def hard(self) -> bool: ...
+
+
 class Budget:
     """What is left of the step being planned. `tokens` are what the step costs: 64 a tile, q a row."""
 
@@ -63,11 +95,14 @@ class Budget:
 class View:
     """The scheduler's state now. A policy keeps what else it needs in indexes of its own."""
 
-    __slots__ = ("_pages", "_roster", "admitting", "cost", "groups", "limits", "now", "step")
+    __slots__ = ("_pages", "_programs", "_roster", "admitting", "cost", "groups", "limits", "now", "step")
 
-    def __init__(self, roster: Roster, pages: Pages, limits: Limits, groups: tuple[PageClasses, ...]) -> None:
+    def __init__(
+        self, roster: Roster, pages: Pages, programs: Programs, limits: Limits, groups: tuple[PageClasses, ...]
+    ) -> None:
         self._roster = roster
         self._pages = pages
+        self._programs = programs
         self.limits = limits
         self.groups = groups
         self.now = 0.0
@@ -96,6 +131,14 @@ class View:
             if not self.admitting:
                 return
             yield seq
+
+    def pin(self, program: str) -> PinView | None:
+        """What a program holds, against others or as long as there is room."""
+        return self._programs.get(program)
+
+    def pins(self) -> Iterator[PinView]:
+        """What programs hold against others, in order of their turns' ends."""
+        return self._programs.hard()
 
     @property
     def num_residents(self) -> int:

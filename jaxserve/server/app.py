@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxserve.api import AsyncLLM
 from jaxserve.config import ServeConfig
-from jaxserve.server import admin, chat, completions, errors, health, models, protocol, tokenize
+from jaxserve.server import admin, chat, completions, errors, health, models, programs, protocol, tokenize
 from jaxserve.server.auth import AuthMiddleware
 from jaxserve.server.limits import REQUEST_ID
 from jaxserve.server.serving import Serving
@@ -27,6 +27,7 @@ ROUTERS: Sequence[APIRouter] = (
     models.router,
     tokenize.router,
     health.router,
+    programs.router,
     admin.router,
 )
 
@@ -36,6 +37,7 @@ BODIES: dict[str, type[protocol.Body]] = {
     "/tokenize": protocol.TokenizeBody,
     "/detokenize": protocol.DetokenizeBody,
     "/abort_requests": protocol.AbortBody,
+    "/close_program": protocol.CloseProgramBody,
 }
 """What POST routes read. They parse it themselves, to bound it and to word what is wrong."""
 

@@ -252,6 +252,8 @@ HELP = {
     "kv_cache_usage_perc": "Share of KV pages in use; 1 is all.",
     "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
+    "program_tokens_reused": "Prompt tokens whose KV a program held from its last turn.",
+    "num_programs_pinned": "Programs that hold KV pages between two turns.",
     "num_preemptions": "Sequences that lost their pages and were computed again.",
     "prompt_tokens": "Tokens of prompts that were admitted.",
     "prompt_tokens_cached": "Prompt tokens whose KV came from the prefix cache.",

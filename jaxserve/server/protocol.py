@@ -187,6 +187,10 @@ class Generation(Body):
     return_tokens_as_token_ids: bool | None = None
     priority: Int | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
+    program_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    last_turn: bool | None = None
+    tool: Annotated[str, Field(max_length=128)] | None = None
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
     # Labels of the caller: they ask nothing of the answer.
     user: str | None = None
 
@@ -367,6 +371,13 @@ class DetokenizeBody(Body):
     model: str | None = None
     tokens: Ints
     skip_special_tokens: bool | None = None
+
+
+class CloseProgramBody(Body):
+    """`POST /close_program`: as the requests of the program named it."""
+
+    program_id: Annotated[str, Field(min_length=1, max_length=128)]
+    cache_salt: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
 
 
 class AbortBody(Body):

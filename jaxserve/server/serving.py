@@ -143,7 +143,13 @@ class Serving:
             "salt": body.cache_salt or "",
             "request_id": request_id,
             "stream": bool(body.stream),
+            "program_id": body.program_id or "",
+            "last_turn": bool(body.last_turn),
+            "tool": body.tool or "",
+            "deadline_s": body.deadline_s,
         }
+        if body.program_id and len(prompts) > 1:
+            raise invalid("program_id names one job: send its turns one by one, each with one prompt.", "program_id")
         if len(prompts) > 1:  # a prompt that is refused must not find others running
             for prompt, one in zip(prompts, params, strict=True):
                 self.llm.prepare(prompt.tokens, prompt.text, one, **options)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from math import inf
+from numbers import Real
 from typing import Any
 
 import msgspec
@@ -68,6 +70,10 @@ class Intake:
         tenant: str = "",
         salt: str = "",
         stream: bool = True,
+        program_id: str = "",
+        last_turn: bool = False,
+        tool: str = "",
+        deadline_s: float | None = None,
     ) -> Request:
         """A request that the engine can take as it is.
 
@@ -85,6 +91,9 @@ class Intake:
             raise ParamError("priority", f"priority must be a whole number of 32 bits, not {priority!r:.60}")
         _check_name("tenant", tenant)
         _check_name("cache_salt", salt)
+        _check_program(program_id, last_turn, tool, resolved.params.n)
+        if deadline_s is not None and not (isinstance(deadline_s, Real) and 0 < deadline_s < inf):
+            raise ParamError("deadline_s", f"deadline_s must be a number of seconds above 0, not {deadline_s!r:.60}")
         return Request(
             id=id,
             prompt=tokens,
@@ -94,6 +103,10 @@ class Intake:
             tenant=tenant,
             salt=salt,
             stream=stream,
+            program_id=program_id,
+            last_turn=last_turn,
+            tool=tool,
+            deadline_s=None if deadline_s is None else float(deadline_s),
         )
 
     def _draw_seed(self) -> int:
@@ -125,6 +138,17 @@ def parse_prompt(prompt: Prompt) -> ParsedPrompt:
     if not isinstance(tokens, Sequence) or isinstance(tokens, bytes):
         raise ParamError("prompt", f"a prompt must be text or token ids, not {type(prompt).__name__}")
     return ParsedPrompt(None, tokens, salt)
+
+
+def _check_program(program_id: str, last_turn: bool, tool: str, choices: int) -> None:
+    _check_name("program_id", program_id)
+    _check_name("tool", tool)
+    if not isinstance(last_turn, bool):
+        raise ParamError("last_turn", f"last_turn must be true or false, not {last_turn!r:.60}")
+    if program_id and choices != 1:
+        raise ParamError("n", f"a turn of a program has one choice, not {choices}")
+    if not program_id and (last_turn or tool):
+        raise ParamError("program_id", "last_turn and tool say something of a program: program_id is missing")
 
 
 def _check_name(param: str, value: str) -> None:

@@ -165,3 +165,24 @@ def test_a_script_that_forgets_to_close_ends_well(engine_options: dict[str, Any]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-2000:]
     assert "Traceback" not in done.stderr, done.stderr[-2000:]
+
+
+def test_turns_of_a_program_share_their_kv(llm: LLM) -> None:
+    one = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    first = llm.generate(["Once there was", "The sun"], one, use_tqdm=False, program_id=["a", "b"])
+    told = [[*output.prompt_token_ids, *output.outputs[0].token_ids] for output in first]
+    second = llm.generate([[*tokens, 5] for tokens in told], one, use_tqdm=False, program_id=["a", "b"], last_turn=True)
+    assert [output.num_cached_tokens for output in second] == [len(tokens) - 1 for tokens in told]
+    third = llm.generate([*told[0], 5], one, use_tqdm=False, program_id="a")
+    assert third[0].num_cached_tokens == 0
+    assert llm.stats().gauges["num_programs_pinned"] == 1
+    llm.close_program("a")
+    assert llm.stats().gauges["num_programs_pinned"] == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"program_id": "a"}, {"program_id": ["a", "a"]}, {"last_turn": True}, {"program_id": ["x" * 200, "y"]}]
+)
+def test_programs_that_make_no_sense_are_refused(llm: LLM, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ParamError, match="program_id"):
+        llm.generate(["a", "b"], GREEDY, use_tqdm=False, **wrong)

@@ -104,3 +104,39 @@ def test_admin_routes_answer_to_this_machine(http: httpx.Client):
     assert http.post("/reset_prefix_cache").status_code == 200
     for header in ({"X-Forwarded-For": "10.0.0.1"}, {"Origin": "http://evil.example"}):
         assert http.post("/reset_prefix_cache", headers=header).status_code == 403
+
+
+def test_a_program_keeps_its_kv_from_turn_to_turn(http: httpx.Client):
+    body = {
+        "prompt": "A program begins",
+        "max_tokens": 8,
+        "temperature": 0,
+        "ignore_eos": True,
+        "program_id": "job",
+        "tool": "search",
+        "deadline_s": 60.0,
+        "return_token_ids": True,
+    }
+    said = http.post("/v1/completions", json=body).json()
+    tokens = [*said["choices"][0]["prompt_token_ids"], *said["choices"][0]["token_ids"]]
+    again = http.post("/v1/completions", json={**body, "prompt": [*tokens, 7]}).json()
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == len(tokens) - 1
+    assert http.post("/close_program", json={"program_id": "job"}).status_code == 200
+    afresh = http.post("/v1/completions", json={**body, "prompt": [*tokens, 7], "last_turn": True}).json()
+    assert not (afresh["usage"].get("prompt_tokens_details") or {}).get("cached_tokens")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"program_id": "a", "n": 2},
+        {"last_turn": True},
+        {"tool": "x"},
+        {"deadline_s": 0},
+        {"program_id": ""},
+        {"program_id": "a", "prompt": ["b", "c"]},
+    ],
+)
+def test_program_fields_that_make_no_sense_are_refused(http: httpx.Client, wrong: dict):
+    answer = http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, **wrong})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] in {"n", "program_id", "deadline_s"}

@@ -60,9 +60,27 @@ class Driver:
         elif isinstance(message, Stats):
             self.stats = message
 
-    def submit(self, name: str, prompt: list[int], *, salt: str = "", stream: bool = True, **params: object) -> None:
-        params = {"seed": 0, "temperature": 0.0, **params}
-        request = Request(id=name, prompt=prompt, params=SamplingParams(**params), salt=salt, stream=stream)
+    def submit(
+        self,
+        name: str,
+        prompt: list[int],
+        *,
+        salt: str = "",
+        stream: bool = True,
+        program_id: str = "",
+        last_turn: bool = False,
+        **params: object,
+    ) -> None:
+        sampling = SamplingParams(**{"seed": 0, "temperature": 0.0, **params})
+        request = Request(
+            id=name,
+            prompt=prompt,
+            params=sampling,
+            salt=salt,
+            stream=stream,
+            program_id=program_id,
+            last_turn=last_turn,
+        )
         self.inbox.put(Submit(request=request))
 
     def run(self, most: int = 10_000) -> dict[tuple[str, int], Answer]:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from jaxserve import bundled
 from jaxserve.scheduler import replay
-from jaxserve.types import Cancel, FinishReason
+from jaxserve.types import Cancel, Control, FinishReason, program_key
 from tests.engine.driver import Driver
 
 SHAPE = {
@@ -234,3 +234,29 @@ def test_recorded_events_replay_to_the_same_plans(executables: str, tmp_path: Pa
 def test_nothing_was_compiled_outside_the_declared_set(driver: Driver, invariant: Driver, speculative: Driver) -> None:
     for each in (driver, invariant, speculative):
         assert each.counter("undeclared_compilations") == 0
+
+
+def test_a_program_computes_only_what_its_next_turn_adds(invariant: Driver, executables: str) -> None:
+    """Without prefix caching, page ends or not, with the model's answer or a golden one: the same tokens as afresh."""
+    held = Driver(**SHAPE, compile_cache=executables, batch_invariant=True, enable_prefix_caching=False)
+    params = {"max_tokens": 20, "ignore_eos": True, "temperature": 0.8, "seed": 5}
+    (first, question) = prompts([150, 40], seed=9)
+    said = held.one(first, program_id="p", **params).tokens
+    for answer, cached in ((said, 169), (said[:5] + question[:3], 155)):
+        prompt = [*first, *answer, *question]
+        follow_up = held.one(prompt, program_id="p", **params)
+        afresh = invariant.one(prompt, salt=f"afresh-{cached}", **params)
+        assert follow_up.cached_tokens == cached
+        assert follow_up.tokens == afresh.tokens
+        held.one(first, program_id="p", **params)
+    assert held.gauge("num_programs_pinned") == 1
+    held.inbox.put(Control(verb="close_program", program=program_key("", "", "p")))
+    assert held.gauge("num_programs_pinned") == 0
+    assert held.gauge("kv_cache_usage_perc") == 0
+
+
+def test_programs_of_other_salts_are_others(driver: Driver) -> None:
+    prompt = prompts([30], seed=10)[0]
+    said = driver.one(prompt, program_id="p", salt="a", max_tokens=4, ignore_eos=True).tokens
+    assert driver.one([*prompt, *said, 5], program_id="p", salt="b", max_tokens=4).cached_tokens == 0
+    assert driver.one([*prompt, *said, 5], program_id="p", salt="a", last_turn=True, max_tokens=4).cached_tokens == 33

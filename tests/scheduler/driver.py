@@ -9,7 +9,19 @@ from dataclasses import dataclass, field
 from io import BytesIO
 
 from jaxserve.scheduler import Limits, Policy, Recorder, Scheduler, make_policy
-from jaxserve.types import PAGE_TOKENS, Abort, Arrive, PageClass, PageClasses, Plan, SeqId, SeqResult, StepDone, Tick
+from jaxserve.types import (
+    PAGE_TOKENS,
+    Abort,
+    Arrive,
+    CloseProgram,
+    PageClass,
+    PageClasses,
+    Plan,
+    SeqId,
+    SeqResult,
+    StepDone,
+    Tick,
+)
 from tests.scheduler.device import Chain, Device, extend, next_token
 
 
@@ -96,6 +108,8 @@ class Driver:
         end = min(stop or max_new, max_new, max(1, self.limits.max_model_len - len(tokens)))
         host = Host(tokens, chain, len(tokens), choice, end, len(tokens) // PAGE_TOKENS)
         names = page_names(chain, 0, host.hashed)
+        if program := fields.get("program"):
+            fields["shared"] = self._shared(str(program), tokens)
         arrive = Arrive(
             now=self._now, seq=seq, prompt=len(tokens), max_new=max_new, hashes=names, parent=parent, **fields
         )  # type: ignore[arg-type]
@@ -104,6 +118,16 @@ class Driver:
         self.hosts[seq] = host
         self.scheduler.on_event(arrive)
         return True
+
+    def _shared(self, program: str, tokens: list[int]) -> int:
+        pinned = self.scheduler.pinned(program)
+        if pinned is None:
+            return 0
+        pairs = zip(self.hosts[pinned].tokens, tokens, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.hosts[pinned].tokens), len(tokens)))
+
+    def close(self, program: str) -> None:
+        self.scheduler.on_event(CloseProgram(now=self._now, program=program))
 
     def abort(self, seq: SeqId) -> None:
         self.scheduler.on_event(Abort(now=self._now, seq=seq))

@@ -34,6 +34,8 @@ def setups(draw):
         max_model_len=max_len,
         enable_prefix_caching=draw(st.booleans()),
         watermark=draw(st.sampled_from([0.0, 0.1])),
+        pin_share=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        pin_ttl_s=draw(st.sampled_from([0.0, 10.0, 1e9])),
     )
     entries = -(-max_len // 64)
     windows = draw(st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=3))
@@ -58,17 +60,33 @@ def test_random_workloads(policy, setup, seed, count):
             prompt = prompt[:cut] + [rng.randrange(997) for _ in prompt[cut:]]
         max_new = rng.randrange(1, min(150, limits.max_model_len - len(prompt)) + 1)
         stop_early = rng.random() < 0.5
-        fields = {"salt": rng.randrange(2), "priority": rng.randrange(3), "whole_prompt": rng.random() < 0.1}
-        for choice in range(rng.choice([1, 1, 1, 3])):
+        salt, choices = rng.randrange(2), rng.choice([1, 1, 1, 3])
+        fields = {"salt": salt, "priority": rng.randrange(3), "whole_prompt": rng.random() < 0.1}
+        if choices == 1 and rng.random() < 0.5:
+            program = f"{rng.randrange(3)}/{salt}"
+            pinned = driver.scheduler.pinned(program)
+            if pinned is not None and rng.random() < 0.8:
+                said = driver.hosts[pinned].tokens
+                kept = said[: rng.randrange(len(said))] if rng.random() < 0.3 else said
+                prompt = [*kept, *(rng.randrange(997) for _ in range(rng.randrange(1, 80)))]
+                prompt = prompt[: limits.max_model_len - 1]
+                max_new = min(max_new, limits.max_model_len - len(prompt))
+            fields |= {"program": program, "last_turn": rng.random() < 0.1}
+        for choice in range(choices):
             stop = rng.randrange(1, max_new + 1) if stop_early else max_new
             driver.arrive(request + choice, prompt, max_new, stop, request if choice else None, choice, **fields)
         for _ in range(rng.randrange(6)):
             driver.step()
+        if rng.random() < 0.1:
+            driver.close(f"{rng.randrange(3)}/{rng.randrange(2)}")
         if driver.hosts and rng.random() < 0.15:
             seq = rng.choice(list(driver.hosts))
             if not driver.hosts[seq].finished:
                 driver.abort(seq)
     driver.run()
+    for program in range(3):
+        for salt in range(2):
+            driver.close(f"{program}/{salt}")
     driver.scheduler.check_integrity()
     assert driver.scheduler.gauges["kv_cache_usage_perc"] == 0.0
     assert all(host.finished for host in driver.hosts.values())

@@ -39,7 +39,16 @@ def test_two_page_classes_are_refused():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"q": 0}, {"lag": 2}, {"watermark": 1.0}, {"max_num_batched_tokens": 63}, {"max_num_seqs": 0}]
+    "changes",
+    [
+        {"q": 0},
+        {"lag": 2},
+        {"watermark": 1.0},
+        {"max_num_batched_tokens": 63},
+        {"max_num_seqs": 0},
+        {"pin_share": 2.0},
+        {"pin_ttl_s": -1.0},
+    ],
 )
 def test_impossible_limits_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
@@ -54,6 +63,7 @@ def test_impossible_limits_are_refused(changes):
         (arrive(2, prompt=1025), "model length"),
         (arrive(2, hashes=(b"x",)), "0 full pages"),
         (arrive(2, prompt=11, parent=1), "parent"),
+        (arrive(2, program="p", shared=3), "shares 3 of 10"),
         (MoveDone(now=0.0, move=3), "move 3"),
         (StepDone(now=0.0, step=5, duration=0.1, results=()), "oldest step in flight is 0"),
         (StepDone(now=0.0, step=0, duration=0.1, results=()), r"no result for sequences \[1\]"),
@@ -98,7 +108,12 @@ def test_counts_and_time():
     s.on_event(arrive(1, prompt=100))
     s.on_event(arrive(2))
     plan = s.plan()
-    assert s.gauges == {"num_requests_running": 1, "num_requests_waiting": 1, "kv_cache_usage_perc": 2 / 64}
+    assert s.gauges == {
+        "num_requests_running": 1,
+        "num_requests_waiting": 1,
+        "num_programs_pinned": 0,
+        "kv_cache_usage_perc": 2 / 64,
+    }
     s.on_event(done(plan, SeqResult(1, 1, True)))
     assert s.plan().pages.freed == 2
     counters = s.counters

@@ -1,0 +1,218 @@
+"""What programs hold between their turns: the pages of the turn that ended last. Knows no tokens, plans or policies.
+
+A pin is hard at first: its pages are referenced like those of a running sequence. It becomes soft when its time is up,
+when all hard pins together exceed their share of a pool, or when the plan builder needs its pages: then they lie among
+the cached pages under names of their own, whole or not, and are evicted in their turn. So nothing is given up while
+there is room, with prefix caching or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+
+from jaxserve.scheduler.limits import Limits
+from jaxserve.scheduler.pages import Pages, Start, pages_for
+from jaxserve.scheduler.request import Seq, Table
+from jaxserve.types import PAGE_TOKENS
+
+_OWN = b"pin/"
+Names = list[tuple[int, bytes] | None]
+"""By table entry: page class and name; None behind a window."""
+
+
+class Pin:
+    """Pages of a program's last turn. `seq`, which has finished, owns them while the pin is hard."""
+
+    __slots__ = ("awaited", "expires", "hard", "names", "program", "seq", "since", "tokens", "tool")
+
+    def __init__(self, seq: Seq, now: float, seconds: float) -> None:
+        self.program = seq.program
+        self.seq = seq
+        self.tokens = seq.computed
+        """Leading tokens of the turn whose KV is there."""
+        self.tool = seq.tool
+        self.since = now
+        self.expires = now + seconds
+        self.awaited = 0
+        """Turns of the program that wait to take it over. It does not expire meanwhile."""
+        self.hard = True
+        self.names: tuple[Names, ...] = ()
+
+    @property
+    def pages(self) -> int:
+        """Table entries that it holds against others."""
+        return self.seq.table_end
+
+    def __repr__(self) -> str:
+        return f"Pin({self.program!r}, {self.seq.id}, tokens={self.tokens}, hard={self.hard})"
+
+
+class Programs:
+    """Pins by program: one each, that of the turn which ended last."""
+
+    def __init__(self, pages: Pages, limits: Limits) -> None:
+        self.reused = 0
+        """Tokens that turns took over instead of computing them."""
+        self._pages = pages
+        self._limits = limits
+        self._hard: dict[str, Pin] = {}
+        self._soft: dict[str, Pin] = {}
+        self._expiries: list[tuple[float, int, Pin]] = []
+        self._held = [0] * len(pages.pools)
+        """Table entries of hard pins by group, pages shared between pins counted for each."""
+        self._sweep_at = 16
+
+    # Looking
+
+    def get(self, program: str) -> Pin | None:
+        return self._hard.get(program) or self._soft.get(program)
+
+    def hard(self) -> Iterator[Pin]:
+        """Hard pins, in order of their turns' ends."""
+        return iter(self._hard.values())
+
+    @property
+    def num_hard(self) -> int:
+        return len(self._hard)
+
+    def owners(self) -> Iterable[Seq]:
+        """Who holds pages although it has finished."""
+        return (pin.seq for pin in self._hard.values())
+
+    # A turn's way
+
+    def arrive(self, seq: Seq) -> None:
+        """A turn has come and waits for what its program holds; that is let go if it has nothing in common with it."""
+        if not seq.shared:
+            self.release(seq.program)
+            return
+        seq.pin = self.get(seq.program)
+        if seq.pin is not None:
+            seq.pin.awaited += 1
+
+    def start(self, seq: Seq) -> Start | None:
+        """What a turn that has not run yet can take over."""
+        pin = seq.pin
+        if pin is None or self.get(seq.program) is not pin:
+            return None
+        tokens = min(seq.shared, pin.tokens, seq.prompt - 1)
+        tables = pin.seq.tables if pin.hard else self._found(pin)
+        tokens = min(tokens, *(len(table.refs) * PAGE_TOKENS for table in tables))
+        start = self._pages.fork(tables, tokens) if tokens > 0 else None
+        return start._replace(resumed=True) if start is not None else None
+
+    def begun(self, seq: Seq, start: Start) -> None:
+        """A turn has taken `start` over, or what else there was; what its program held has served its time."""
+        pin, seq.pin = seq.pin, None
+        if start.resumed:
+            self.reused += start.tokens
+        if pin is not None and self.get(seq.program) is pin:
+            self.release(seq.program)
+
+    def gone(self, seq: Seq) -> None:
+        """A turn was aborted, perhaps before it began."""
+        pin, seq.pin = seq.pin, None
+        if pin is not None:
+            pin.awaited -= 1
+            heappush(self._expiries, (pin.expires, pin.seq.id, pin))
+
+    def ended(self, seq: Seq, now: float, seconds: float) -> None:
+        """Takes over the pages of a sequence that has finished. What the program held before is let go."""
+        self.release(seq.program)
+        self._pages.trim(seq, pages_for(seq.computed))
+        pin = Pin(seq, now, seconds)
+        self._hard[seq.program] = pin
+        heappush(self._expiries, (pin.expires, seq.id, pin))
+        self._hold(pin, 1)
+        self._keep_share()
+        self._sweep()
+
+    # Letting go
+
+    def expire(self, now: float) -> None:
+        while self._expiries and self._expiries[0][0] <= now:
+            _, _, pin = heappop(self._expiries)
+            if not pin.awaited:  # else `gone` puts it back, or it is taken over
+                self.soften(pin)
+
+    def soften(self, pin: Pin) -> None:
+        """From now on its pages are for whoever needs them."""
+        if not pin.hard:
+            return
+        self._hold(pin, -1)
+        pin.names = tuple(
+            [self._name(pin, g, index, ref) for index, ref in enumerate(table.refs)]
+            for g, table in enumerate(pin.seq.tables)
+        )
+        self._pages.drop(pin.seq)
+        pin.hard = False
+        del self._hard[pin.program]
+        self._soft[pin.program] = pin
+
+    def release(self, program: str) -> None:
+        """The program holds nothing any more; pages that the prefix index knows stay cached there."""
+        hard, soft = self._hard.pop(program, None), self._soft.pop(program, None)
+        if hard is not None:
+            self._hold(hard, -1)
+            self._pages.drop(hard.seq)
+            hard.hard = False
+        if soft is not None:
+            for g, names in enumerate(soft.names):
+                for cls, name in filter(None, reversed(names)):
+                    if name.startswith(_OWN):
+                        self._pages.pools[g][cls].withdraw(name)
+
+    def reset(self) -> None:
+        for program in [*self._hard, *self._soft]:
+            self.release(program)
+
+    def _keep_share(self) -> None:
+        share = self._limits.pin_share
+        while self._hard and any(
+            held > share * sum(pool.size for pool in classes)
+            for held, classes in zip(self._held, self._pages.pools, strict=True)
+        ):
+            self.soften(next(iter(self._hard.values())))
+
+    def _hold(self, pin: Pin, sign: int) -> None:
+        for g, table in enumerate(pin.seq.tables):
+            self._held[g] += sign * (len(table.refs) - table.first)
+
+    def _name(self, pin: Pin, g: int, index: int, ref: tuple[int, int] | None) -> tuple[int, bytes] | None:
+        """The name under which a page will be found: its own in the prefix index, or one of the pin."""
+        if ref is None:
+            return None
+        cls, page = ref
+        pool = self._pages.pools[g][cls]
+        if pool.name(page) is None:
+            pool.publish(page, _OWN + b"%d/%d/%d" % (pin.seq.id, g, index))
+        name = pool.name(page)
+        assert name is not None
+        return cls, name
+
+    def _found(self, pin: Pin) -> tuple[Table, ...]:
+        """What is left of a soft pin, up to the first page that was evicted."""
+        tables = []
+        for g, names in enumerate(pin.names):
+            table = Table()
+            for entry in names:
+                if entry is None:
+                    table.first += 1
+                    table.refs.append(None)
+                    continue
+                page = self._pages.pools[g][entry[0]].find(entry[1])
+                if page is None:
+                    break
+                table.refs.append((entry[0], page))
+            tables.append(table)
+        return tuple(tables)
+
+    def _sweep(self) -> None:
+        """Forgets soft pins of which nothing is left."""
+        if len(self._soft) < self._sweep_at:
+            return
+        for pin in list(self._soft.values()):
+            if any(len(table.refs) == table.first for table in self._found(pin)):
+                self.release(pin.program)
+        self._sweep_at = 16 + 2 * len(self._soft)
