@@ -30,7 +30,7 @@ from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling import state as sampling_state
 from jaxserve.sampling.state import SlotLayout, Slots
-from jaxserve.scheduler import Limits, Recorder, Scheduler, make_policy
+from jaxserve.scheduler import Recorder, Scheduler, make_policy
 from jaxserve.speculative.ngram import NGram
 from jaxserve.types import PAGE_TOKENS, FromCore, ModelLimits, PageClasses, Ready
 
@@ -204,16 +204,7 @@ def _shapes(params: Any) -> Any:
 def _scheduler(
     config: EngineConfig, shape: EngineShape, classes: tuple[PageClasses, ...], recorder: Recorder | None
 ) -> Scheduler:
-    limits = Limits(
-        max_num_seqs=shape.slots,
-        max_num_batched_tokens=shape.budget + shape.decode[-1] * shape.q,
-        max_model_len=shape.max_len,
-        max_tiles=shape.tiles[-1],
-        max_decode_rows=shape.decode[-1],
-        q=shape.q,
-        lag=1,
-        enable_prefix_caching=config.cache.enable_prefix_caching,
-    )
+    limits = shape.limits(config.cache.enable_prefix_caching)
     try:
         policy = make_policy(config.scheduler.scheduling_policy)
     except ValueError as error:

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.scheduler.limits import Limits
 from jaxserve.types import PAGE_TOKENS
 
 INVARIANT_MIN_ROWS = 16
@@ -61,6 +62,26 @@ class EngineShape:
     def covering_buckets(self) -> tuple[tuple[int, int], ...]:
         """The buckets that any step fits: compiled before the engine is ready."""
         return (self.decode[-1], 0), (self.decode[-1], self.tiles[-1])
+
+    def holding(self, rows: int, tiles: int) -> tuple[tuple[int, int], ...]:
+        """The buckets that hold a step of `rows` decode rows and `tiles` tiles, the cheapest first."""
+        if not tiles:
+            return tuple((d, 0) for d in self.decode if d >= rows)
+        enough = fit(self.mixed_decode, rows)
+        return tuple((enough, n) for n in self.tiles if n >= tiles)
+
+    def limits(self, enable_prefix_caching: bool = True, lag: int = 1) -> Limits:
+        """What the scheduler may plan for these shapes."""
+        return Limits(
+            max_num_seqs=self.slots,
+            max_num_batched_tokens=self.budget + self.decode[-1] * self.q,
+            max_model_len=self.max_len,
+            max_tiles=self.tiles[-1],
+            max_decode_rows=self.decode[-1],
+            q=self.q,
+            lag=lag,
+            enable_prefix_caching=enable_prefix_caching,
+        )
 
     @classmethod
     def of(cls, config: EngineConfig, max_len: int, on_gpu: bool) -> EngineShape:
