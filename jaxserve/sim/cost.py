@@ -145,7 +145,7 @@ def terms_of(step: Features) -> list[tuple[str, float]]:
     """
     rows, tiles = step.bucket
     terms: list[tuple[str, float]] = [(f"forward[{rows},{tiles}]", 1.0)]
-    if step.head:
+    if tiles and step.head:  # without tiles the forward's bucket says which head follows
         terms.append((f"head[{step.head}]", 1.0))
     if step.admits:
         terms.append(("admit", step.admits))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from jaxserve.config import EngineConfig
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.scheduler import Limits
@@ -40,6 +42,15 @@ class Machine:
     def kv_tokens(self) -> int:
         """Tokens that the smallest pool holds."""
         return min(c.pages for group in self.groups for c in group.classes) * PAGE_TOKENS
+
+    def with_kv_tokens(self, tokens: int) -> Machine:
+        """The same machine with pools of `tokens` each."""
+        pages = max(1, tokens // PAGE_TOKENS)
+        groups = tuple(
+            structs.replace(group, classes=tuple(structs.replace(c, pages=pages) for c in group.classes))
+            for group in self.groups
+        )
+        return replace(self, groups=groups)
 
     def reshaped(self, **options: object) -> Machine:
         """The same machine with other engine options, by the names they have on the command line (`max_num_seqs`,

@@ -34,7 +34,19 @@ SHORTEST_NAP_S = 1e-4
 class Call:
     """A turn on its way through a replica. `left`: tokens that it will still generate."""
 
-    __slots__ = ("hashed", "job", "last", "left", "max_new", "names_answer", "notable", "plain", "seq", "served", "turn")
+    __slots__ = (
+        "hashed",
+        "job",
+        "last",
+        "left",
+        "max_new",
+        "names_answer",
+        "notable",
+        "plain",
+        "seq",
+        "served",
+        "turn",
+    )
 
     def __init__(self, seq: SeqId, job: Job, turn: Turn, served: Served, max_new: int) -> None:
         self.seq = seq

@@ -36,7 +36,8 @@ class Simulated(Run):
 
 class Simulation:
     """Sends jobs to replicas and their next turns when tools have run. `max_tokens` is what clients allow a request to
-    generate; None: exactly what it will generate, so that schedulers know its length."""
+    generate; None: exactly what it will generate, so that schedulers know its length. `clients`: instead of coming at
+    their times, jobs are in a queue from which so many clients take the next one when theirs is done."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Simulation:
         replicas: int = 1,
         dispatch: Dispatch | None = None,
         max_tokens: int | None = None,
+        clients: int | None = None,
         records: Sequence[BinaryIO] = (),
         sample_every: float = math.inf,
     ) -> None:
@@ -68,6 +70,8 @@ class Simulation:
             for i in range(replicas)
         ]
         self._served: list[Served] = []
+        self._clients = clients
+        self._queue = iter(enumerate(trace.jobs))
         self._left: dict[int, Job] = {}
         self._refused = 0
 
@@ -75,10 +79,15 @@ class Simulation:
         """
         Raises:
             Stuck: requests are left, but no policy plans them and nothing is under way.
+            IntegrityError: pages or slots do not add up in the end.
         """
-        for number, job in enumerate(self._trace.jobs):
-            self._left[number] = job
-            self._agenda.at(job.arrival, partial(self._arrives, number, 0))
+        if self._clients is None:
+            for number, job in self._queue:
+                self._left[number] = job
+                self._agenda.at(job.arrival, partial(self._arrives, number, 0))
+        else:
+            for _ in range(self._clients):
+                self._next_job()
         with _without_garbage_collector():
             self._agenda.run()
         waiting = [seq for replica in self._replicas for seq in replica.calls]
@@ -86,6 +95,7 @@ class Simulation:
             raise Stuck(f"{len(waiting)} requests wait and nothing runs: their policy never plans them ({waiting[:5]})")
         gaps = Gaps()
         for replica in self._replicas:
+            replica.scheduler.check_integrity()
             gaps.seconds += replica.gaps.seconds
             gaps.counts += replica.gaps.counts
         return Simulated(
@@ -118,12 +128,23 @@ class Simulation:
         asked = Arrive(now=now, seq=seq, prompt=turn.prompt, max_new=call.max_new)
         if turn.output < 1 or replica.scheduler.can_ever_fit(asked) is not None:
             self._refused += 1
-            del self._left[number]
+            self._job_ends(number)
             return
         self._served.append(served)
         replica.submit(call)
         if job.patience_s < math.inf:
             self._agenda.at(now + job.patience_s, partial(_leaves, replica, seq))
+
+    def _job_ends(self, number: int) -> None:
+        del self._left[number]
+        if self._clients is not None:
+            self._next_job()
+
+    def _next_job(self) -> None:
+        number, job = next(self._queue, (-1, None))
+        if job is not None:
+            self._left[number] = job
+            self._agenda.at(self._agenda.now, partial(self._arrives, number, 0))
 
     def _allowed(self, prompt: int, output: int) -> int:
         if self._max_tokens is None:
@@ -133,7 +154,7 @@ class Simulation:
     def _finished(self, call: Call) -> None:
         served, number = call.served, call.served.job
         if served.aborted or served.last_turn:
-            del self._left[number]
+            self._job_ends(number)
             return
         then = served.finish + call.job.turns[served.turn + 1].think_s
         self._agenda.at(then, partial(self._arrives, number, served.turn + 1))

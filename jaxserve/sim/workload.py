@@ -80,8 +80,23 @@ class Trace:
         """Tokens of the longest sequence, prompt and output together."""
         return max(turn.prompt + turn.output for turn in self.turns)
 
-    def all_at_once(self) -> Trace:
-        return replace(self, jobs=tuple(msgspec.structs.replace(job, arrival=0.0) for job in self.jobs))
+    def shrunk(self, factor: float) -> Trace:
+        """The same with all lengths times `factor`, for models that hold less than the trace's."""
+        return replace(self, jobs=tuple(_shrunk(job, factor) for job in self.jobs)) if factor != 1 else self
+
+
+def _shrunk(job: Job, factor: float) -> Job:
+    turns = tuple(
+        Turn(
+            max(1, round(turn.prompt * factor)),
+            max(1, round(turn.output * factor)),
+            tuple((end if end == OPEN_END else int(end * factor), label) for end, label in turn.spans),
+            turn.think_s,
+            turn.tool,
+        )
+        for turn in job.turns
+    )
+    return msgspec.structs.replace(job, turns=turns)
 
 
 Gaps = Callable[[random.Random], float]
@@ -148,7 +163,7 @@ _pack = struct.Struct("<qii").pack
 def page_names(turn: Turn, copy: int, first: int, end: int) -> tuple[bytes, ...]:
     """Names of pages [first, end) of a turn's sequence, up to the first page that no span covers: equal exactly where
     the content up to the page's end is."""
-    names = []
+    names: list[bytes] = []
     spans = iter(turn.spans)
     stop, label = next(spans, (0, 0))
     for page in range(first, end):
