@@ -45,7 +45,7 @@ def test_a_prompt_costs_the_same_attention_whole_and_in_chunks():
 
 
 def test_what_a_profile_does_not_know_is_refused():
-    step = features(Plan(step=0, decode=rows(10), prefill=(Work(1, 1, 0, 64, False),)), SHAPE)
+    step = features(Plan(step=0, decode=rows(10), prefill=(Work(1, 1, 0, 64, True),)), SHAPE)
     known = {name: 0.5 for name, _ in terms_of(step)}
     assert Fitted(terms=known).step_s(step) > 0.5
     known.pop("head[4]")
