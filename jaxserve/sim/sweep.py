@@ -226,8 +226,8 @@ def _results(tasks: list[_Task], workers: int) -> Iterator[tuple[int, _Result]]:
     if workers == 1 or len(tasks) == 1:
         yield from ((index, _run(task)) for index, task in enumerate(tasks))
         return
-    # The simulator has no threads and no device: forking is safe and shares the trace.
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("fork")) as pool:
+    # Fresh processes: the caller may have threads (jax has), which a fork would break.
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(_run, task): index for index, task in enumerate(tasks)}
         for future in as_completed(futures):
             yield futures[future], future.result()
