@@ -32,8 +32,10 @@ WITHIN_LEVEL = {
     ("speculative", "sampling"),
     ("checkpoint", "models"),
     ("api", "bundled"),
+    ("sim", "engine"),
 }
-"""Arrows inside a level. Sampling and speculation are two halves of the head."""
+"""Arrows inside a level. Sampling and speculation are two halves of the head; of the engine, the simulator sees the
+shapes only, so that it prices the buckets that the runner takes."""
 
 PURE = ("jax", "numpy", "flax", "asyncio", "time", "random", "threading", "socket")
 
@@ -75,6 +77,12 @@ def test_arrows_never_point_up(path: Path) -> None:
             assert down, f"{room} imports {name}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "sim").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_simulator_sees_only_the_shapes_of_the_engine(path: Path) -> None:
+    seen = {name for name in imports(path) if room_of(name) == "engine"}
+    assert all(name.startswith("jaxserve.engine.shapes.") for name in seen)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "scheduler").rglob("*.py")), ids=lambda p: p.stem)
 def test_scheduler_is_pure(path: Path) -> None:
     impure = {name for name in imports(path) if name.split(".")[0] in PURE}
@@ -88,7 +96,16 @@ def test_kernels_know_nothing_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxserve.server.main", "jaxserve.engine.process", "jaxserve.api", "jaxserve.text", "jaxserve.cli"]
+    "module",
+    [
+        "jaxserve.server.main",
+        "jaxserve.engine.process",
+        "jaxserve.api",
+        "jaxserve.text",
+        "jaxserve.cli",
+        "jaxserve.cli.simulate",
+        "jaxserve.sim.sweep",
+    ],
 )
 def test_api_process_has_no_jax(module: str) -> None:
     code = f"import sys, {module}; sys.exit('jax' in sys.modules)"

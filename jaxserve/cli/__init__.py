@@ -24,6 +24,8 @@ VERBS = {
     "chat": "Talk with a model in the terminal.",
     "complete": "Continue a text.",
     "bench": "Measure throughput and latency, of the library or of any OpenAI-compatible server.",
+    "profile": "Measure the steps of the engine here, for `simulate --cost`.",
+    "simulate": "Compare scheduling policies on a trace in virtual time.",
     "convert": "Rewrite a Hugging Face folder as an Orbax checkpoint, quantized if you like.",
 }
 

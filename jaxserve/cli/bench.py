@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import sys
 import time
@@ -15,6 +16,9 @@ from jaxserve.cli.load import Prompt, Shot, measure, summary
 from jaxserve.cli.parser import Parser, add_engine_options, engine_config, engine_options
 from jaxserve.cli.talk import api_base, auth_headers
 from jaxserve.config import ConfigError
+from jaxserve.sim import metrics, traces
+from jaxserve.sim.sweep import gaps_of
+from jaxserve.sim.workload import Trace, sample
 from jaxserve.types import SamplingParams
 
 # Ids that every tokenizer has, above the special tokens that small vocabularies begin with.
@@ -26,12 +30,14 @@ def parser() -> Parser:
         "bench",
         """
         Measures. `throughput` runs many prompts through the library, `latency` one after the other, `serve` sends
-        streaming requests to a server (ours or any other OpenAI-compatible one). Prompts are random tokens, or yours.
+        streaming requests to a server (ours or any other OpenAI-compatible one). Prompts are random tokens, or yours;
+        `serve --trace` replays a trace, at its own times, with the metrics of `jaxserve simulate`.
         """,
         """
         jaxserve bench throughput --num-prompts 64 --output-len 128
         jaxserve bench latency --model ~/models/Qwen3-0.6B --input-len 128
         jaxserve bench serve --url http://127.0.0.1:8000 --clients 16 --num-prompts 64 --json result.json
+        jaxserve bench serve --trace azure-conv --num-prompts 200 --rate 4 --scale-lengths 0.25
         """,
     )
     verbs = made.add_subparsers(dest="what", metavar="{throughput,latency,serve}", required=True)
@@ -49,7 +55,8 @@ def parser() -> Parser:
         (
             "serve",
             "Streaming clients against a server.",
-            "jaxserve bench serve --url http://127.0.0.1:8000 --clients 16",
+            "jaxserve bench serve --url http://127.0.0.1:8000 --clients 16\n"
+            "jaxserve bench serve --trace agents --num-prompts 100 --rate 0.5 --slo-ttft 1",
         ),
     ):
         sub: Any = verbs.add_parser(name, help=text, verb=f"bench {name}", description=text, examples=examples)
@@ -61,6 +68,7 @@ def parser() -> Parser:
             sub.add_argument("--api-key", metavar="KEY", help="Key for it. Default: the variable OPENAI_API_KEY.")
             sub.add_argument("--model", metavar="NAME", help="Name to send as `model`, where the server wants one.")
             sub.add_argument("--clients", type=int, default=16, metavar="N", help="Requests in flight. Default: 16.")
+            _add_trace(sub)
         else:
             add_engine_options(sub)
     return made
@@ -88,12 +96,35 @@ def _add_workload(parser: argparse.ArgumentParser, num_prompts: int) -> None:
     group.add_argument("--json", type=Path, metavar="FILE", help="Write the figures there as well.")
 
 
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("trace", "Instead of --clients: requests come when the trace says.")
+    group.add_argument(
+        "--trace",
+        metavar="NAME|FILE",
+        help="What to replay: see `jaxserve simulate --help`. --num-prompts says how many requests of it.",
+    )
+    group.add_argument("--rate", type=float, metavar="R", help="Jobs a second. Default: the trace's own.")
+    group.add_argument(
+        "--arrivals", metavar="HOW", help="trace, poisson or gamma/CV. Default: trace where it has times."
+    )
+    group.add_argument("--scale-lengths", type=float, default=1.0, metavar="F", help="Multiply lengths. Default: 1.")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="Chooses the place in the trace. Default: 0.")
+    group.add_argument("--slo-ttft", type=float, default=2.0, metavar="S", help="SLO: time to first token. Default: 2.")
+    group.add_argument("--slo-tpot", type=float, default=0.1, metavar="S", help="SLO: time per token. Default: 0.1.")
+
+
 def run(args: argparse.Namespace) -> int:
     if min(args.num_prompts, args.output_len) < 1 or args.warmup < 0:
         raise ConfigError("--num-prompts and --output-len must be at least 1, --warmup at least 0")
+    if getattr(args, "trace", None) is not None:
+        return _report(args, "serve", _replay(args))
     prompts = _prompts(args)
     figures = {"throughput": _throughput, "latency": _latency, "serve": _serve}[args.what](args, prompts)
-    _print_table(f"bench {args.what}", figures)
+    return _report(args, args.what, figures)
+
+
+def _report(args: argparse.Namespace, what: str, figures: dict[str, float]) -> int:
+    _print_table(f"bench {what}", figures)
     if args.json is not None:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
@@ -145,6 +176,34 @@ def _serve(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:
         return await measure(base, prompts, args.clients, fields, headers)
 
     return {"clients": args.clients, **summary(asyncio.run(both()))}
+
+
+def _replay(args: argparse.Namespace) -> dict[str, float]:
+    from jaxserve.cli.replay import Replay
+
+    trace = _trace(args)
+    fields = {} if args.model is None else {"model": args.model}
+    replay = Replay(api_base(args.url), auth_headers(args.api_key), fields)
+    run = asyncio.run(replay.play(trace))
+    if replay.refusal:
+        print(f"{run.refused} requests were refused; the first: {replay.refusal}", file=sys.stderr)
+    return metrics.figures(run, metrics.SLO(args.slo_ttft, args.slo_tpot))
+
+
+def _trace(args: argparse.Namespace) -> Trace:
+    try:
+        trace = traces.load(args.trace).shrunk(args.scale_lengths)
+        timed = not math.isinf(trace.rate)
+        gaps = gaps_of(args.arrivals or ("trace" if timed else "poisson"))
+        rate = args.rate or trace.rate
+        if math.isinf(rate):
+            raise ConfigError(f"--trace {args.trace} has no arrival times: say how many jobs a second with --rate")
+        jobs = max(1, round(args.num_prompts * len(trace.jobs) / trace.requests))
+        return sample(trace, jobs, rate, args.seed, gaps)
+    except OSError as error:
+        raise ConfigError(f"--trace {args.trace}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _throughput(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, float]:

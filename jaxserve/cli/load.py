@@ -17,19 +17,23 @@ from urllib.parse import urlsplit
 import msgspec
 
 from jaxserve.cli.errors import Failure
+from jaxserve.sim.metrics import spread
 
 Prompt = str | list[int]
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One request: when it was sent, when its first and last pieces came (s, one clock), and tokens in and out."""
+    """One request: when it was sent, when its first and last pieces came (s, one clock), and tokens in and out.
+    `cached_tokens`: of the prompt, where the server says so; `pieces`: when each piece came."""
 
     sent: float
     first: float
     last: float
     prompt_tokens: int
     new_tokens: int
+    cached_tokens: int = 0
+    pieces: tuple[float, ...] = ()
 
     @property
     def ttft(self) -> float:
@@ -46,9 +50,14 @@ class Shot:
         return self.last - self.sent
 
 
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
 
 
 class _Event(msgspec.Struct):
@@ -90,19 +99,27 @@ async def shoot(base: str, prompt: Prompt, fields: dict[str, Any], headers: dict
     """One streamed completion."""
     body = msgspec.json.encode({"prompt": prompt, **fields, "stream": True, "stream_options": {"include_usage": True}})
     sent = time.perf_counter()
-    first = last = 0.0
+    pieces: list[float] = []
     usage: _Usage | None = None
     async for data in _post_events(base, "/v1/completions", body, headers):
         event = _decode(data)
         if event.error is not None:
             raise Failure(f"the server failed: {event.error}")
         if event.choices:
-            last = time.perf_counter()
-            first = first or last
+            pieces.append(time.perf_counter())
         usage = event.usage or usage
-    if usage is None or not first:
+    if usage is None or not pieces:
         raise Failure(f"{base} ended a stream without tokens or usage")
-    return Shot(sent, first, last, usage.prompt_tokens, usage.completion_tokens)
+    details = usage.prompt_tokens_details or _Details()
+    return Shot(
+        sent=sent,
+        first=pieces[0],
+        last=pieces[-1],
+        prompt_tokens=usage.prompt_tokens,
+        new_tokens=usage.completion_tokens,
+        cached_tokens=details.cached_tokens or 0,
+        pieces=tuple(pieces),
+    )
 
 
 async def _post_events(base: str, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[bytes]:
@@ -156,14 +173,10 @@ def summary(shots: Sequence[Shot]) -> dict[str, float]:
         "requests_per_s": len(shots) / elapsed,
         "new_tokens_per_s": new / elapsed,
     }
-    for name, values in (
+    for name, seconds in (
         ("ttft", [s.ttft for s in shots]),
         ("tpot", [s.tpot for s in shots if s.tpot is not None]),
         ("latency", [s.latency for s in shots]),
     ):
-        ordered = sorted(values)
-        if ordered:
-            result[f"{name}_mean_ms"] = 1000 * sum(ordered) / len(ordered)
-            for share in (50, 90, 99):
-                result[f"{name}_p{share}_ms"] = 1000 * ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
+        result |= spread(name, [1000 * value for value in seconds], "ms")
     return result

@@ -81,6 +81,11 @@ class EngineCore:
         self._steps_time = 0.0
         self._counts = Counts()
 
+    @property
+    def ready(self) -> Ready:
+        """What this core serves; the first thing that `run` says."""
+        return self._ready
+
     # The loop
 
     def run(self) -> None:

@@ -205,13 +205,7 @@ def _scheduler(
     config: EngineConfig, shape: EngineShape, classes: tuple[PageClasses, ...], recorder: Recorder | None
 ) -> Scheduler:
     limits = Limits(
-        max_num_seqs=shape.slots,
-        max_num_batched_tokens=shape.budget + shape.decode[-1] * shape.q,
-        max_model_len=shape.max_len,
-        max_tiles=shape.tiles[-1],
-        max_decode_rows=shape.decode[-1],
-        q=shape.q,
-        lag=1,
+        **shape.bounds,
         enable_prefix_caching=config.cache.enable_prefix_caching,
         pin_share=config.scheduler.program_share,
         pin_ttl_s=config.scheduler.program_ttl,

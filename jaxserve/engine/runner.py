@@ -12,7 +12,6 @@ import numpy as np
 from jaxserve.engine.layout import blank_head_rows
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.sequence import Sequence
-from jaxserve.engine.shapes import fit
 from jaxserve.engine.step import COPIES, StepFunctions, copy_name, forward_name, head_name
 from jaxserve.kv.meta import ABSENT
 from jaxserve.kv.state import KVState
@@ -159,12 +158,7 @@ class Runner:
 
     def _forward_bucket(self, rows: int, tiles: int) -> tuple[int, int]:
         """The cheapest compiled bucket that holds the step."""
-        if tiles == 0:
-            wanted = [(d, 0) for d in self._shape.decode if d >= rows]
-        else:
-            enough = fit(self._shape.mixed_decode, rows)
-            wanted = [(enough, n) for n in self._shape.tiles if n >= tiles]
-        for bucket in wanted:
+        for bucket in self._shape.holding(rows, tiles):
             if self._programs.ready(forward_name(*bucket)) is not None:
                 return bucket
         return self._shape.decode[-1], (self._shape.tiles[-1] if tiles else 0)

@@ -62,6 +62,25 @@ class EngineShape:
         """The buckets that any step fits: compiled before the engine is ready."""
         return (self.decode[-1], 0), (self.decode[-1], self.tiles[-1])
 
+    def holding(self, rows: int, tiles: int) -> tuple[tuple[int, int], ...]:
+        """The buckets that hold a step of `rows` decode rows and `tiles` tiles, the cheapest first."""
+        if not tiles:
+            return tuple((d, 0) for d in self.decode if d >= rows)
+        enough = fit(self.mixed_decode, rows)
+        return tuple((enough, n) for n in self.tiles if n >= tiles)
+
+    @property
+    def bounds(self) -> dict[str, int]:
+        """The fields of the scheduler's limits that follow from these shapes."""
+        return {
+            "max_num_seqs": self.slots,
+            "max_num_batched_tokens": self.budget + self.decode[-1] * self.q,
+            "max_model_len": self.max_len,
+            "max_tiles": self.tiles[-1],
+            "max_decode_rows": self.decode[-1],
+            "q": self.q,
+        }
+
     @classmethod
     def of(cls, config: EngineConfig, max_len: int, on_gpu: bool) -> EngineShape:
         """The shape that a config asks for.

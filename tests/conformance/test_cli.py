@@ -109,6 +109,18 @@ def test_bench_serve_counts_every_token(server, tmp_path: Path, capsys: pytest.C
     assert "new_tokens_per_s" in capsys.readouterr().out
 
 
+def test_bench_serve_replays_a_trace(server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = tmp_path / "figures.json"
+    spec = "agents:jobs=4,prompt=uniform/5/30,output=uniform/2/6,turns=3,prefix=130,think_s=0.01"
+    options = ["--num-prompts", "12", "--rate", "20", "--json", str(figures)]
+    assert main(["bench", "serve", "--url", server.url, "--trace", spec, *options]) == 0
+    found = json.loads(figures.read_text())
+    assert (found["requests"], found["finished"]) == (12, 12)
+    assert found["prefix_hit_tokens"] >= 8 * 128
+    assert found["jct_mean_s"] > found["latency_mean_s"] > found["ttft_mean_s"] > 0
+    assert "tbt_p99_s" in capsys.readouterr().out
+
+
 def test_batch_through_the_server(server, http, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     bodies = [{"prompt": f"Number {i}", "max_tokens": 3, "temperature": 0} for i in range(100)]

@@ -1,0 +1,130 @@
+"""Plays a trace into an engine core on this thread, and measures what comes out as the simulator does.
+
+No client, no other thread: what is timed is the engine's loop. `jaxserve profile` and the benchmarks use it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import Protocol
+
+from jaxserve.engine.inbox import Inbox
+from jaxserve.sim.metrics import Run, Served
+from jaxserve.sim.tokens import prompt_tokens
+from jaxserve.sim.workload import Job
+from jaxserve.types import Deltas, FromCore, Request, SamplingParams, Submit, ToCore
+
+
+class Steps(Protocol):
+    def step(self) -> bool: ...
+
+
+class TracePlayer(Inbox):
+    """The inbox and the sink of a core: requests come at their times, the next turn of a session when its tool has run.
+
+    Greedy, exactly as many tokens as the trace says. Times are seconds from the first `drain` after `load` on.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self.load(())
+
+    def load(self, jobs: Sequence[Job]) -> None:
+        """What to play next. Prompts are made now: drawing their tokens takes longer than a step."""
+        self.run = Run([])
+        self._jobs = jobs
+        self._start: float | None = None
+        self._due: list[tuple[float, int, int, int]] = []
+        self._entered = count()
+        self._open: dict[str, tuple[Served, int]] = {}
+        self._last: dict[str, float] = {}
+        self._requests = {
+            (number, index): self._request(number, index)
+            for number, job in enumerate(jobs)
+            for index in range(len(job.turns))
+        }
+        for number, job in enumerate(jobs):
+            self._enter(job.arrival, number, 0)
+
+    def play(self, core: Steps, jobs: Sequence[Job]) -> Run:
+        """Steps `core`, whose inbox and sink this is, until all jobs are done."""
+        self.load(jobs)
+        while self._due or self._open:
+            if not core.step():
+                self.wait(0.01)
+        return self.run
+
+    def _request(self, number: int, index: int) -> Request:
+        job = self._jobs[number]
+        return Request(
+            id=f"{number}/{index}",
+            prompt=prompt_tokens(job, index, number),
+            params=SamplingParams(max_tokens=job.turns[index].output, temperature=0.0, seed=0, ignore_eos=True),
+            priority=job.priority,
+            tenant=job.tenant,
+        )
+
+    def _enter(self, at: float, number: int, index: int) -> None:
+        heappush(self._due, (at, next(self._entered), number, index))
+
+    @property
+    def now(self) -> float:
+        if self._start is None:
+            self._start = self._clock()
+        return self._clock() - self._start
+
+    # The core's inbox
+
+    def drain(self) -> list[ToCore]:
+        messages, now = super().drain(), self.now
+        while self._due and self._due[0][0] <= now:
+            at, _, number, index = heappop(self._due)
+            request = self._requests[number, index]
+            turns = self._jobs[number].turns
+            served = Served(
+                job=number,
+                turn=index,
+                arrival=at,
+                prompt=len(request.prompt),
+                tenant=request.tenant,
+                last_turn=index == len(turns) - 1,
+            )
+            self.run.served.append(served)
+            self._open[request.id] = served, number
+            messages.append(Submit(request=request))
+        return messages
+
+    def wait(self, timeout: float | None) -> None:
+        until = self._due[0][0] - self.now if self._due else timeout
+        if until is not None and until > 0:
+            time.sleep(min(until, 1.0))
+
+    # What the core says
+
+    def emit(self, message: FromCore) -> None:
+        """Takes what the core says."""
+        if not isinstance(message, Deltas):
+            return
+        now = self.now
+        for delta in message.deltas:
+            served, number = self._open[delta.id]
+            if delta.error is not None:
+                raise ValueError(f"request {delta.id}: {delta.error}")
+            before = self._last.get(delta.id)
+            if before is None:
+                served.first, served.started = now, served.arrival + delta.queued_s
+                served.cached = delta.cached_tokens
+            else:
+                self.run.gaps.add(now - before)
+            self._last[delta.id] = now
+            served.output += len(delta.tokens)
+            if delta.finish is not None:
+                served.finish = now
+                del self._open[delta.id], self._last[delta.id]
+                if not served.last_turn:
+                    turn = self._jobs[number].turns[served.turn + 1]
+                    self._enter(now + turn.think_s, number, served.turn + 1)

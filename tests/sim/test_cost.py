@@ -1,0 +1,53 @@
+"""Plans are priced by the buckets that the runner takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxserve.engine.shapes import EngineShape
+from jaxserve.sim.cost import Fitted, Published, features, terms_of
+from jaxserve.types import Plan, Work
+
+SHAPE = EngineShape(slots=16, max_len=1024, q=1, decode=(1, 4, 16), tiles=(1, 2, 4))
+
+
+def rows(*starts: int) -> tuple[Work, ...]:
+    return tuple(Work(i, i, start, 1, True) for i, start in enumerate(starts))
+
+
+def test_features_of_a_mixed_step():
+    tiles = (Work(9, 9, 64, 64, False), Work(9, 9, 128, 64, False), Work(8, 8, 0, 10, True))
+    step = features(Plan(step=0, decode=rows(99, 49), prefill=tiles), SHAPE)
+    assert step.bucket == (4, 4)  # mixed steps come in two widths; three tiles pad to four
+    assert step.head == 4
+    assert (step.context, step.longest) == (150, 100)
+    assert (step.tile_context, step.tile_longest) == (192, 192)
+    assert step.tile_pairs == (192**2 - 64**2) + 100
+
+
+@pytest.mark.parametrize(("count", "bucket"), [(1, 1), (2, 4), (5, 16)])
+def test_decode_steps_pad_to_their_width(count: int, bucket: int):
+    step = features(Plan(step=0, decode=rows(*[10] * count)), SHAPE)
+    assert step.bucket == (bucket, 0)
+
+
+def test_the_published_fit():
+    cost = Published()
+    one_prompt = features(Plan(step=0, prefill=(Work(0, 0, 0, 64, True),)), SHAPE)
+    assert cost.step_s(one_prompt) == pytest.approx((18.1 + 0.102 * 64 + 7.1e-6 * 64**2) / 1e3)
+    decode = features(Plan(step=0, decode=rows(*[499] * 16)), SHAPE)
+    assert cost.step_s(decode) == pytest.approx((19.9 + 0.0385 * 16 + 6.3e-4 * 16 * 500) / 1e3)
+
+
+def test_a_prompt_costs_the_same_attention_whole_and_in_chunks():
+    whole = sum((2 * start + 64) * 64 for start in (0, 64, 128))
+    assert whole == 192**2
+
+
+def test_what_a_profile_does_not_know_is_refused():
+    step = features(Plan(step=0, decode=rows(10), prefill=(Work(1, 1, 0, 64, True),)), SHAPE)
+    known = {name: 0.5 for name, _ in terms_of(step)}
+    assert Fitted(terms=known).step_s(step) > 0.5
+    known.pop("head[4]")
+    with pytest.raises(ValueError, match=r"head\[4\].*profile the engine"):
+        Fitted(terms=known).step_s(step)
