@@ -19,7 +19,6 @@ from jaxserve.types import (
     Abort,
     Arrive,
     Cancel,
-    Control,
     Delta,
     Deltas,
     FinishReason,
@@ -32,7 +31,9 @@ from jaxserve.types import (
     Stats,
     StepDone,
     Submit,
+    SubmitAll,
     Tick,
+    ToCore,
 )
 
 log = logging.getLogger(__name__)
@@ -147,14 +148,12 @@ class EngineCore:
 
     # Messages
 
-    def _on_message(self, message: Submit | Cancel | Control) -> None:
+    def _on_message(self, message: ToCore) -> None:
         if isinstance(message, Submit):
-            try:
-                self._submit(message.request)
-            except Exception as error:  # one request cannot hurt another
-                if not isinstance(error, ValueError):
-                    log.exception("request %s failed at admission", message.request.id)
-                self._refuse(message.request, str(error))
+            self._take(message.request)
+        elif isinstance(message, SubmitAll):
+            for request in message.requests:
+                self._take(request)
         elif isinstance(message, Cancel):
             for name in message.ids:
                 self._cancel(name)
@@ -164,6 +163,14 @@ class EngineCore:
             if message.verb == "reset_prefix_cache":
                 self._scheduler.on_event(ResetCache(now=self._clock()))
             self._emit(self._stats(message.token))
+
+    def _take(self, request: Request) -> None:
+        try:
+            self._submit(request)
+        except Exception as error:  # one request cannot hurt another
+            if not isinstance(error, ValueError):
+                log.exception("request %s failed at admission", request.id)
+            self._refuse(request, str(error))
 
     def _submit(self, request: Request) -> None:
         if request.id in self._requests:
