@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 INTEGRITY_EVERY_S = 5.0
 """An idle engine checks its page accounting at most this often."""
 
+POLICY_ERROR_EVERY_S = 10.0
+
 
 class EngineCore:
     """Serves requests from `inbox`, answers through `emit`. Everything runs on the thread that calls `run`."""
@@ -81,6 +83,8 @@ class EngineCore:
         self._checked = 0.0
         self._steps_time = 0.0
         self._counts = Counts()
+        self._policy_error: Exception | None = None
+        self._policy_silent_until = 0.0
 
     @property
     def ready(self) -> Ready:
@@ -114,6 +118,8 @@ class EngineCore:
         now = self._clock()
         self._scheduler.on_event(Tick(now=now))
         plan = self._scheduler.plan()
+        if self._scheduler.policy_error is not self._policy_error:
+            self._say_policy_error(now)
         launched = None
         if plan.has_work:
             for admit in plan.admits:
@@ -127,6 +133,17 @@ class EngineCore:
             self._emit(Deltas(deltas=tuple(self._deltas)))
             self._deltas = []
         return worked
+
+    def _say_policy_error(self, now: float) -> None:
+        """A policy that fails once may fail at every step: the metric counts, the log says it now and then."""
+        self._policy_error = error = self._scheduler.policy_error
+        if now >= self._policy_silent_until:
+            self._policy_silent_until = now + POLICY_ERROR_EVERY_S
+            log.error(
+                "the scheduling policy failed (%d times so far); that step went by order of arrival",
+                self._scheduler.counters["policy_errors"],
+                exc_info=error,
+            )
 
     def _finish(self, launched: Launched) -> None:
         outcome = finish_step(launched, self._sequences, self._counts.totals)
