@@ -34,7 +34,9 @@ class Guard(Policy):
         self.last_error: Exception | None = None
         self._fallback = ArrivalOrder()
         self._failed = False
-        if type(policy).tokens is Policy.tokens:  # asked for each row of each step, and cannot fail
+        if (
+            getattr(policy.tokens, "__func__", None) is Policy.tokens
+        ):  # asked for each row of each step, and cannot fail
             self.tokens = policy.tokens  # type: ignore[method-assign]
 
     @property

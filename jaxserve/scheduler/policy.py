@@ -111,6 +111,8 @@ class Wrapper(Policy):
         self.name = f"{type(self).name}+{inner.name}"
         self.displaces = inner.displaces
         self.skips_misfits = inner.skips_misfits
+        if type(self).tokens is Wrapper.tokens:  # asked for each row of each step
+            self.tokens = inner.tokens  # type: ignore[method-assign]
 
     def on_event(self, event: Event, view: View) -> None:
         self.inner.on_event(event, view)

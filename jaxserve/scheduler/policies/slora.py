@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, Wrapper
 from jaxserve.scheduler.request import Phase
-from jaxserve.scheduler.view import Budget, SeqView, View
-from jaxserve.types import PAGE_TOKENS, SeqId
+from jaxserve.scheduler.view import SeqView, View
+from jaxserve.types import PAGE_TOKENS
 
 
 @register("slora")
@@ -25,26 +25,22 @@ class SLoRA(Wrapper):
     def __init__(self, inner: Policy, believed: float = 1.0) -> None:
         super().__init__(inner)
         self.believed = believed
-        self._refused: SeqId | None = None
 
     def rank(self, view: View) -> Iterator[SeqView]:
         capacity = self._capacity(view)
         needs: list[tuple[int, int]] | None = None
-        self._refused = None
         for seq in self.inner.rank(view):
-            newcomer = seq.phase is Phase.WAITING and seq.ready
-            if newcomer:
-                if needs is None:
-                    needs = sorted(self._need(other) for other in view.residents())
-                if needs and peak([*needs, self._need(seq)]) > capacity:
-                    self._refused = seq.id
+            if seq.phase is not Phase.WAITING or not seq.ready:
+                yield seq
+                continue
+            if needs is None:
+                needs = sorted([self._need(other) for other in view.residents()])
+            if needs and peak(needs, self._need(seq)) > capacity:
+                view.refuse_newcomers()
+                continue
             yield seq
-            if newcomer and needs is not None and seq.resident:
+            if seq.resident:
                 insort(needs, self._need(seq))
-
-    def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
-        """None for who does not fit: the builder then admits nobody else, unless the inner policy skips misfits."""
-        return 0 if seq.id == self._refused else self.inner.tokens(seq, left, view)
 
     def _need(self, seq: SeqView) -> tuple[int, int]:
         """(minus tokens still to come, tokens held then at least)"""
@@ -65,10 +61,16 @@ class SLoRA(Wrapper):
         )
 
 
-def peak(needs: list[tuple[int, int]]) -> int:
-    """Most tokens that sequences will hold together, from (minus tokens to come, tokens held) of each."""
-    most = held = 0
-    for i, (coming, known) in enumerate(sorted(needs), 1):
+def peak(needs: list[tuple[int, int]], newcomer: tuple[int, int]) -> int:
+    """Most tokens that sequences will hold together, from (minus tokens to come, tokens held) of each, in this
+    order."""
+    insort(needs, newcomer)
+    most = held = count = 0
+    for coming, known in needs:
+        count += 1
         held += known
-        most = max(most, held - i * coming)
+        total = held - count * coming
+        if total > most:
+            most = total
+    needs.remove(newcomer)
     return most

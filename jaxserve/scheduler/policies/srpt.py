@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jaxserve.scheduler.costs import cost
 from jaxserve.scheduler.policies import register
-from jaxserve.scheduler.policy import Evict
+from jaxserve.scheduler.policy import Evict, decodes, prefills
 from jaxserve.scheduler.queue import QueueingPolicy
 from jaxserve.scheduler.view import SeqView, View
 
@@ -25,23 +25,21 @@ class SRPT(QueueingPolicy):
     def __init__(self, margin: float = 1.5) -> None:
         super().__init__()
         self.margin = margin
-        self._residents: list[tuple[float, int, SeqView]] = []
-        """Those of the plan that is being made, by the time that they still need."""
 
     def key(self, seq: SeqView, view: View) -> float:
         return _need(seq, *_rates(view))
 
     def rank(self, view: View) -> Iterator[SeqView]:
         rates = _rates(view)
-        self._residents = sorted([(_need(seq, *rates), seq.order, seq) for seq in view.residents()])
         yield from self._displacing(view, rates)
-        for _, _, seq in self._residents:
-            yield seq
-        yield from self.waiting(view)
+        yield from decodes(view)
+        yield from sorted(prefills(view), key=lambda seq: (_need(seq, *rates), seq.order))
+        if view.has_slot:
+            yield from self.waiting(view)
 
     def _displacing(self, view: View, rates: tuple[float, float]) -> Iterator[SeqView]:
         """Those that may push somebody out; they come before those that could be pushed out have computed."""
-        longest = self._residents[-1][0] if self._residents else 0.0
+        longest = max((_need(seq, *rates) for seq in view.residents()), default=0.0)
         for seq in self.waiting(view):
             if _need(seq, *rates) * self.margin >= longest:
                 return
@@ -52,7 +50,9 @@ class SRPT(QueueingPolicy):
         return Evict.RECOMPUTE if self.key(want, view) * margin < self.key(victim, view) else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
-        return (seq for _, _, seq in reversed(self._residents))
+        rates = _rates(view)
+        ranked = sorted([(_need(seq, *rates), seq.order, seq) for seq in view.residents()], reverse=True)
+        return (seq for _, _, seq in ranked)
 
 
 def _rates(view: View) -> tuple[float, float]:

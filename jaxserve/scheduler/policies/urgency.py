@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jaxserve.scheduler.costs import cost
 from jaxserve.scheduler.policies import register
-from jaxserve.scheduler.policy import Evict
+from jaxserve.scheduler.policy import Evict, decodes, prefills
 from jaxserve.scheduler.queue import QueueingPolicy
 from jaxserve.scheduler.view import SeqView, View
 from jaxserve.types import Abort, Event, SeqId, StepDone
@@ -33,8 +33,6 @@ class Urgency(QueueingPolicy):
         self._answer = 128.0
         """Tokens of an answer, a moving mean."""
         self._generated: dict[SeqId, int] = {}
-        self._residents: list[tuple[float, int, SeqView]] = []
-        """Those of the plan that is being made, by the time at which they had to start."""
 
     def key(self, seq: SeqView, view: View) -> float:
         return self._start(seq, *_rates(view))
@@ -60,17 +58,22 @@ class Urgency(QueueingPolicy):
 
     def rank(self, view: View) -> Iterator[SeqView]:
         rates = _rates(view)
-        self._residents = sorted([(self._start(seq, *rates), seq.order, seq) for seq in view.residents()])
         yield from self._displacing(view, rates)
-        for _, _, seq in self._residents:
-            yield seq
-        yield from self.waiting(view)
+        yield from decodes(view)
+        yield from sorted(prefills(view), key=lambda seq: (self._start(seq, *rates), seq.order))
+        if view.has_slot:
+            yield from self.waiting(view)
 
     def _displacing(self, view: View, rates: tuple[float, float, float]) -> Iterator[SeqView]:
         """Those that may push somebody out; they come before those that could be pushed out have computed."""
-        latest = self._residents[-1][0] if self._residents else view.now
+        latest: float | None = None
         for seq in self.waiting(view):
-            if not self._displaces(self._start(seq, *rates), latest, view):
+            mine = self._start(seq, *rates)
+            if mine >= view.now + self.hysteresis_s:
+                return
+            if latest is None:
+                latest = max((self._start(other, *rates) for other in view.residents()), default=mine)
+            if not self._displaces(mine, latest, view):
                 return
             yield seq
 
@@ -83,7 +86,9 @@ class Urgency(QueueingPolicy):
         return Evict.RECOMPUTE if yields else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
-        return (seq for _, _, seq in reversed(self._residents))
+        rates = _rates(view)
+        ranked = sorted([(self._start(seq, *rates), seq.order, seq) for seq in view.residents()], reverse=True)
+        return (seq for _, _, seq in ranked)
 
 
 def _rates(view: View) -> tuple[float, float, float]:
