@@ -11,6 +11,7 @@ from jaxserve.engine.counts import Counts
 from jaxserve.engine.executables import compile_counter
 from jaxserve.engine.finish import finish_step
 from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.pace import Pace
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.runner import Launched, Runner
 from jaxserve.engine.sequence import Sequence
@@ -21,6 +22,7 @@ from jaxserve.types import (
     Arrive,
     Cancel,
     CloseProgram,
+    CostUpdate,
     Delta,
     Deltas,
     FinishReason,
@@ -83,6 +85,7 @@ class EngineCore:
         self._checked = 0.0
         self._steps_time = 0.0
         self._counts = Counts()
+        self._pace = Pace()
         self._policy_error: Exception | None = None
         self._policy_silent_until = 0.0
 
@@ -153,6 +156,9 @@ class EngineCore:
         self._steps_time = now
         self._counts.step(launched.tokens, launched.places)
         self._scheduler.on_event(StepDone(now=now, step=launched.plan.step, duration=duration, results=outcome.results))
+        rates = self._pace.add(launched.plan, duration)
+        if rates is not None:
+            self._scheduler.on_event(CostUpdate(now=now, values=rates))
         self._deltas.extend(outcome.deltas)
         for sequence in outcome.finished:
             self._forget(sequence)

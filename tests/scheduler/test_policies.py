@@ -244,6 +244,18 @@ def test_batchllm_computes_shared_prefixes_once(lag):
     assert computed["fcfs"] > 2 * optimum
 
 
+def test_batchllm_lets_a_job_gather():
+    driver = Driver(make_policy("batchllm", gather_s=3.0))
+    prompts = shared_prompts(groups=2, members=2, prefix=64, own=10)
+    for seq, prompt in enumerate(prompts):
+        driver.arrive(seq, prompt, max_new=2)
+        assert not driver.step().has_work
+        assert driver.scheduler.next_wake == driver.scheduler.view.now + 2.0
+    driver.run()
+    assert admitted(driver) in ([0, 1, 2, 3], [1, 0, 3, 2], [0, 1, 3, 2], [1, 0, 2, 3])
+    assert driver.scheduler.counters["prefill_tokens"] == 2 * (64 + 20)
+
+
 def test_batchllm_runs_decode_heavy_groups_first():
     driver = Driver("batchllm", limits_of(max_num_seqs=1))
     long, short = shared_prompts(groups=2, members=1, prefix=192, own=10)

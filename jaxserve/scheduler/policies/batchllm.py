@@ -34,9 +34,11 @@ class BatchLLM(Policy):
     job whose window is the job.
     """
 
-    def __init__(self, lookahead: int = 256, least: int = 64) -> None:
+    def __init__(self, lookahead: int = 256, least: int = 64, gather_s: float = 0.1) -> None:
         self.lookahead = lookahead
         self.least = least
+        self.gather_s = gather_s
+        self._arrived = 0.0
         self._fresh: OrderedDict[SeqId, Entry] = OrderedDict()
         self._order: OrderedDict[SeqId, Entry] = OrderedDict()
         self._running: dict[SeqId, Entry] = {}
@@ -53,6 +55,7 @@ class BatchLLM(Policy):
             seq = view.get(event.seq)
             if seq is not None:
                 self._fresh[seq.id] = Entry(seq, event.hashes)
+                self._arrived = event.now
         elif isinstance(event, StepDone):
             for result in event.results:
                 if result.finished:
@@ -87,7 +90,7 @@ class BatchLLM(Policy):
     def rank(self, view: View) -> Iterator[SeqView]:
         yield from decodes(view)
         yield from prefills(view)
-        if not view.admitting:
+        if not view.admitting or self._gathering(view):
             return
         if self._fresh and len(self._fresh) >= max(self.least, len(self._order)) or not self._order:
             self._plant()
@@ -102,6 +105,13 @@ class BatchLLM(Policy):
             yield entry.seq
             if entry.seq.resident:
                 self._claimed.update(entry.hashes)
+
+    def next_wake(self, view: View) -> float | None:
+        return self._arrived + self.gather_s if self._gathering(view) else None
+
+    def _gathering(self, view: View) -> bool:
+        """Nothing runs and more is coming: a few moments make a better tree."""
+        return bool(self._fresh) and not self._order and not self._running and view.now < self._arrived + self.gather_s
 
     def _must_wait(self, entry: Entry) -> bool:
         """Whether somebody is computing pages of its prefix right now: in a step or two they can be shared."""
