@@ -108,8 +108,15 @@ class CacheOptions:
 class SchedulerOptions:
     scheduling_policy: str = option(
         "sarathi",
-        "Who computes next: sarathi (chunked prefill beside decodes), fcfs "
-        "(prefill first), static (request-level batches), priority (by the request's `priority`, lower first).",
+        "Who computes next: sarathi (chunked prefill beside decodes), fcfs (prefill first), static (request-level "
+        "batches), priority (by the request's `priority`, lower first), fairness (equal shares for tenants), mlfq "
+        "(short jobs first, without knowing which are short), urgency (by `deadline_s`), continuum (agents: programs "
+        "in order, pins for as long as tools take), batchllm (offline: requests that share a prefix together), srpt (a "
+        "bound for simulations); slora+NAME admits only what will fit to its end, prepacking+NAME fills tile buckets. "
+        "docs/techniques has a page on each.",
+    )
+    scheduling_params: tuple[str, ...] = option(
+        (), "Parameters of the policy as KEY=VALUE, as its page names them: `--scheduling-params levels=8 ratio=2`."
     )
     max_num_seqs: int | None = option(
         None, "Sequences running at once. Default: 256 on a GPU, 32 on a CPU.", parse=human_int, low=1, high=4096

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxserve.cli.errors import Failure
 from jaxserve.cli.parser import Parser, add_engine_options, engine_config
 from jaxserve.cli.talk import add_server_options, api_base, auth_headers
-from jaxserve.config import ConfigError, human_int
+from jaxserve.config import ConfigError, human_int, read_yaml
 
 if TYPE_CHECKING:
     from jaxserve.batch.progress import Progress
     from jaxserve.batch.run import AnswerTo
+
+
+BATCH_POLICY = "batchllm"
+"""Nobody waits for a single answer of a batch, so requests that share a prefix run together unless options say else."""
 
 
 def parser() -> Parser:
@@ -57,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
     window, concurrency = _count("--window", args.window), _count("--concurrency", args.concurrency)
     if args.url is None:
         config = engine_config(args)
+        chosen = {*vars(args), *(read_yaml(args.config) if getattr(args, "config", None) else ())}
+        if "scheduling_policy" not in chosen:
+            config = replace(config, scheduler=replace(config.scheduler, scheduling_policy=BATCH_POLICY))
         from jaxserve.batch.local import local_answers
 
         return _run(args, window, local_answers(config, window))

@@ -11,6 +11,7 @@ from jaxserve.engine.counts import Counts
 from jaxserve.engine.executables import compile_counter
 from jaxserve.engine.finish import finish_step
 from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.pace import Pace
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.runner import Launched, Runner
 from jaxserve.engine.sequence import Sequence
@@ -21,6 +22,7 @@ from jaxserve.types import (
     Arrive,
     Cancel,
     CloseProgram,
+    CostUpdate,
     Delta,
     Deltas,
     FinishReason,
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 
 INTEGRITY_EVERY_S = 5.0
 """An idle engine checks its page accounting at most this often."""
+
+POLICY_ERROR_EVERY_S = 10.0
 
 
 class EngineCore:
@@ -81,6 +85,9 @@ class EngineCore:
         self._checked = 0.0
         self._steps_time = 0.0
         self._counts = Counts()
+        self._pace = Pace()
+        self._policy_error: Exception | None = None
+        self._policy_silent_until = 0.0
 
     @property
     def ready(self) -> Ready:
@@ -114,6 +121,8 @@ class EngineCore:
         now = self._clock()
         self._scheduler.on_event(Tick(now=now))
         plan = self._scheduler.plan()
+        if self._scheduler.policy_error is not self._policy_error:
+            self._say_policy_error(now)
         launched = None
         if plan.has_work:
             for admit in plan.admits:
@@ -128,6 +137,17 @@ class EngineCore:
             self._deltas = []
         return worked
 
+    def _say_policy_error(self, now: float) -> None:
+        """A policy that fails once may fail at every step: the metric counts, the log says it now and then."""
+        self._policy_error = error = self._scheduler.policy_error
+        if now >= self._policy_silent_until:
+            self._policy_silent_until = now + POLICY_ERROR_EVERY_S
+            log.error(
+                "the scheduling policy failed (%d times so far); that step went by order of arrival",
+                self._scheduler.counters["policy_errors"],
+                exc_info=error,
+            )
+
     def _finish(self, launched: Launched) -> None:
         outcome = finish_step(launched, self._sequences, self._counts.totals)
         now = self._clock()
@@ -136,6 +156,9 @@ class EngineCore:
         self._steps_time = now
         self._counts.step(launched.tokens, launched.places)
         self._scheduler.on_event(StepDone(now=now, step=launched.plan.step, duration=duration, results=outcome.results))
+        rates = self._pace.add(launched.plan, duration)
+        if rates is not None:
+            self._scheduler.on_event(CostUpdate(now=now, values=rates))
         self._deltas.extend(outcome.deltas)
         for sequence in outcome.finished:
             self._forget(sequence)

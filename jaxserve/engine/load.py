@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -212,10 +213,24 @@ def _scheduler(
         pin_ttl_s=config.scheduler.program_ttl,
     )
     try:
-        policy = make_policy(config.scheduler.scheduling_policy)
+        policy = make_policy(config.scheduler.scheduling_policy, **_params(config.scheduler.scheduling_params))
     except ValueError as error:
         raise ConfigError(f"--scheduling-policy: {error}") from None
     return Scheduler(policy, limits, classes, recorder=recorder)
+
+
+def _params(given: tuple[str, ...]) -> dict[str, Any]:
+    """Parameters of a policy from `key=value`; a value is JSON, or else text."""
+    params: dict[str, Any] = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise ConfigError(f"--scheduling-params {one!r} is not key=value")
+        try:
+            params[key] = json.loads(value)
+        except ValueError:
+            params[key] = value
+    return params
 
 
 def _cache(config: EngineConfig, functions: StepFunctions) -> ExecutableCache | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Any
 
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.types import PAGE_TOKENS
@@ -70,13 +71,14 @@ class EngineShape:
         return tuple((enough, n) for n in self.tiles if n >= tiles)
 
     @property
-    def bounds(self) -> dict[str, int]:
+    def bounds(self) -> dict[str, Any]:
         """The fields of the scheduler's limits that follow from these shapes."""
         return {
             "max_num_seqs": self.slots,
             "max_num_batched_tokens": self.budget + self.decode[-1] * self.q,
             "max_model_len": self.max_len,
             "max_tiles": self.tiles[-1],
+            "tile_buckets": self.tiles,
             "max_decode_rows": self.decode[-1],
             "q": self.q,
         }

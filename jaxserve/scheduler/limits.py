@@ -22,6 +22,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_tiles: int
     """Prefill tiles in a step."""
     max_decode_rows: int
+    tile_buckets: tuple[int, ...] = ()
+    """Numbers of tiles that programs exist for; a step is padded up to one of them. Empty: any number."""
     q: int = 1
     """Tokens of a decode row: 1, or the verification width of speculation."""
     lag: int = 1

@@ -147,14 +147,14 @@ class Draft:
         if tokens <= 0 or not self.left.tiles or self.left.tokens < PAGE_TOKENS:
             return False
         start = self._start(seq)
-        if self.programs.num_hard and not self._others([]):
-            start = self._unpin_for(seq, start)
         if not self._fits(seq, start, []):
             victims = self._displaced_by(seq, start)
             if victims is None:
                 return False
             for victim in victims:
                 self.preempt(victim)
+        if self.programs.num_hard and not self._others([]):
+            start = self._unpin_for(seq, start)
         self._seat(seq, start)
         end = self._within_room(seq, self._chunk_end(seq, tokens))
         self.pages.grow(seq, pages_for(end), self.grants)
@@ -189,7 +189,7 @@ class Draft:
     def _unpin_for(self, seq: Seq, start: Start) -> Start:
         """Pins yield to a sequence that would run alone, in the end that of its own program: it must be able to run.
         Returns what it can begin with then."""
-        pins = [pin for pin in self.policy.pins(self.view) if pin.program != seq.program]
+        pins = [pin for pin in self.policy.pins(self.view) if not start.resumed or pin.program != seq.program]
         for pin in cast(list[Pin], pins):
             if self._has(self.pages.need_to_start(seq, start)):
                 return start

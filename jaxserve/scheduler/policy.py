@@ -9,11 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Set
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxserve.scheduler.request import Phase
 from jaxserve.scheduler.view import Budget, PinView, SeqView, View
-from jaxserve.types import Event, Move, SeqId
+from jaxserve.types import Event, Move, Plan, SeqId
 
 
 class Evict(Enum):
@@ -28,16 +28,19 @@ class Policy:
     Constructor arguments are kept as attributes of the same name: the record of a run holds them.
     """
 
-    name: ClassVar[str] = ""
+    name: str = ""
     """Set by `policies.register`."""
-    displaces: ClassVar[bool] = False
+    displaces: bool = False
     """Whether a waiting sequence may evict residents (through `may_preempt`) to get in. Where False, pages are taken
     from a resident only when they have run out for another resident."""
-    skips_misfits: ClassVar[bool] = False
+    skips_misfits: bool = False
     """Whether sequences behind one that does not fit are admitted before it."""
 
     def on_event(self, event: Event, view: View) -> None:
         """Called after the scheduler has applied `event`: a sequence that finished with it is no longer in the view."""
+
+    def on_plan(self, plan: Plan, view: View) -> None:
+        """Called with each plan, once it is complete: who was admitted, who lost its place, who computes."""
 
     def rank(self, view: View) -> Iterator[SeqView]:
         """Sequences in the order in which they get their share of the step. Lazy; whoever is left out is held back.
@@ -93,6 +96,60 @@ class Policy:
             return {}
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
         return {name: getattr(self, name) for name in names}
+
+
+class Wrapper(Policy):
+    """A policy over another one: it changes some answers of `inner` and passes the others on.
+
+    Written `outer+inner` where policies have names; `params["inner"]` holds the parameters of `inner`.
+    """
+
+    default_inner = "sarathi"
+
+    def __init__(self, inner: Policy) -> None:
+        self.inner = inner
+        self.name = f"{type(self).name}+{inner.name}"
+        self.displaces = inner.displaces
+        self.skips_misfits = inner.skips_misfits
+        if type(self).tokens is Wrapper.tokens:  # asked for each row of each step
+            self.tokens = inner.tokens  # type: ignore[method-assign]
+
+    def on_event(self, event: Event, view: View) -> None:
+        self.inner.on_event(event, view)
+
+    def on_plan(self, plan: Plan, view: View) -> None:
+        self.inner.on_plan(plan, view)
+
+    def rank(self, view: View) -> Iterator[SeqView]:
+        return self.inner.rank(view)
+
+    def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
+        return self.inner.tokens(seq, left, view)
+
+    def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
+        return self.inner.may_preempt(want, victim, view)
+
+    def victims(self, view: View) -> Iterator[SeqView]:
+        return self.inner.victims(view)
+
+    def pin_s(self, seq: SeqView, view: View) -> float:
+        return self.inner.pin_s(seq, view)
+
+    def pins(self, view: View) -> Iterator[PinView]:
+        return self.inner.pins(view)
+
+    def may_unpin(self, want: SeqView, pin: PinView, view: View) -> bool:
+        return self.inner.may_unpin(want, pin, view)
+
+    def residency(self, view: View, planned: Set[SeqId]) -> Iterable[Move]:
+        return self.inner.residency(view, planned)
+
+    def next_wake(self, view: View) -> float | None:
+        return self.inner.next_wake(view)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {**super().params, "inner": self.inner.params}
 
 
 def decodes(view: View) -> list[SeqView]:

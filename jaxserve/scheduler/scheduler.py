@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple, Protocol
 
+from jaxserve.scheduler.guard import Guard
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.plan import build_plan
@@ -71,6 +72,7 @@ class Scheduler:
             ValueError: a KV group that this scheduler cannot account for.
         """
         self.policy = policy
+        self._guard = Guard(policy)
         self.limits = limits
         self.groups = groups
         self._pages = Pages(groups, limits)
@@ -125,7 +127,7 @@ class Scheduler:
                 raise ValueError(f"MoveDone names move {move}, but no move is under way")
             case Tick():
                 self._programs.expire(event.now)
-        self.policy.on_event(event, self.view)
+        self._guard.on_event(event, self.view)
 
     def _arrive(self, arrive: Arrive) -> None:
         if arrive.seq in self._roster.seqs:
@@ -194,7 +196,7 @@ class Scheduler:
 
     def _remove(self, seq: Seq) -> None:
         if seq.resident and seq.program and not seq.last_turn:
-            self._programs.ended(seq, self.view.now, self.policy.pin_s(seq, self.view))
+            self._programs.ended(seq, self.view.now, self._guard.pin_s(seq, self.view))
         else:
             self._programs.gone(seq)
             self._pages.drop(seq)
@@ -211,8 +213,9 @@ class Scheduler:
         if len(self._in_flight) > self.limits.lag:
             steps = [launched.step for launched in self._in_flight]
             raise RuntimeError(f"plan() with steps {steps} unanswered; lag {self.limits.lag} allows {self.limits.lag}")
-        plan = build_plan(self.policy, self.view, self._roster, self._pages, self._programs, len(self._in_flight))
+        plan = build_plan(self._guard, self.view, self._roster, self._pages, self._programs, len(self._in_flight))
         self.view.step += 1
+        self._guard.on_plan(plan, self.view)
         if plan.has_work:
             firsts = frozenset(work.seq for work in plan.prefill if work.samples)
             self._in_flight.append(Launched(plan.step, len(plan.decode) + len(firsts), firsts, plan))
@@ -237,13 +240,19 @@ class Scheduler:
     @property
     def next_wake(self) -> float | None:
         """When to plan again although no event has come and the last plan had no work; None: only events matter."""
-        return self.policy.next_wake(self.view)
+        return self._guard.next_wake(self.view)
+
+    @property
+    def policy_error(self) -> Exception | None:
+        """What the policy raised last; arrival order took its place for that step (`counters["policy_errors"]`)."""
+        return self._guard.last_error
 
     @property
     def counters(self) -> dict[str, float]:
         """Totals since start. Named after vLLM's metrics where it has one; all but preemptions and rows in tokens."""
         return {
             "num_preemptions": self._preemptions,
+            "policy_errors": self._guard.errors,
             "prefix_cache_queries": self._pages.queries,
             "prefix_cache_hits": self._pages.hits,
             "program_tokens_reused": self._programs.reused,

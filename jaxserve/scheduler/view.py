@@ -140,6 +140,15 @@ class View:
         """What programs hold against others, in order of their turns' ends."""
         return self._programs.hard()
 
+    def refuse_newcomers(self) -> None:
+        """For a policy that has found that nobody else should be admitted by the plan being made."""
+        self.admitting = False
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether a sequence could be admitted without displacing another."""
+        return self._roster.has_slot
+
     @property
     def num_residents(self) -> int:
         return len(self._roster.residents)

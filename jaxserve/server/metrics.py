@@ -252,6 +252,7 @@ HELP = {
     "kv_cache_usage_perc": "Share of KV pages in use; 1 is all.",
     "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
     "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
+    "policy_errors": "Times the scheduling policy failed; arrival order took its place for a step.",
     "program_tokens_reused": "Prompt tokens whose KV a program held from its last turn.",
     "num_programs_pinned": "Programs that hold KV pages between two turns.",
     "num_preemptions": "Sequences that lost their pages and were computed again.",

@@ -191,7 +191,7 @@ class Generation(Body):
     last_turn: bool | None = None
     tool: Annotated[str, Field(max_length=128)] | None = None
     deadline_s: Annotated[float, Field(gt=0)] | None = None
-    # Labels of the caller: they ask nothing of the answer.
+    # A label of the caller: it asks nothing of the answer. Policies that share fairly take it for the tenant.
     user: str | None = None
 
     @property
@@ -377,6 +377,7 @@ class CloseProgramBody(Body):
     """`POST /close_program`: as the requests of the program named it."""
 
     program_id: Annotated[str, Field(min_length=1, max_length=128)]
+    user: str | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
 
 

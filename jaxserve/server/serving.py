@@ -17,6 +17,7 @@ from jaxserve.server.auth import Keys
 from jaxserve.server.errors import ApiError, invalid, overloaded
 from jaxserve.server.metrics import Metrics
 from jaxserve.server.protocol import ChatBody, Generation, Prompt, TokenizeBody
+from jaxserve.text.intake import MAX_NAME_CHARS
 from jaxserve.types import SamplingParams
 
 RETRY_AFTER_S = 2
@@ -147,6 +148,7 @@ class Serving:
             "last_turn": bool(body.last_turn),
             "tool": body.tool or "",
             "deadline_s": body.deadline_s,
+            "tenant": tenant_of(body.user),
         }
         if body.program_id and len(prompts) > 1:
             raise invalid("program_id names one job: send its turns one by one, each with one prompt.", "program_id")
@@ -175,6 +177,11 @@ class Serving:
         if self.llm.unfinished + sequences > most:
             self.metrics.rejected["queue_full"] += 1
             raise overloaded(f"The server is full: {self.llm.unfinished} sequences run or wait.", RETRY_AFTER_S)
+
+
+def tenant_of(user: str | None) -> str:
+    """Whose share of the engine a request takes: `user` as the client names it, up to the length of a name."""
+    return (user or "")[:MAX_NAME_CHARS]
 
 
 def serving_of(request: Request) -> Serving:

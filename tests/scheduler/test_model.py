@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxserve.scheduler import make_policy, replay
+from jaxserve.scheduler import make_policy, policy_names, replay
 from tests.scheduler import chaos
 from tests.scheduler.driver import Driver, accept_randomly, groups_of, limits_of
 
@@ -30,6 +30,7 @@ def setups(draw):
         max_num_seqs=slots,
         max_decode_rows=draw(st.integers(1, slots)),
         max_tiles=tiles,
+        tile_buckets=draw(st.sampled_from([(), (1, 2, 4), (2, 6)])),
         max_num_batched_tokens=draw(st.integers(64, 64 * tiles + slots * q)),
         max_model_len=max_len,
         enable_prefix_caching=draw(st.booleans()),
@@ -42,7 +43,7 @@ def setups(draw):
     return limits, groups_of(*[(draw(st.integers(2, 3 * entries)), window) for window in windows])
 
 
-@pytest.mark.parametrize("policy", ["sarathi", "fcfs", "static", "priority", chaos.Chaos.name])
+@pytest.mark.parametrize("policy", [*policy_names(), "slora+mlfq", "prepacking+fairness", chaos.Chaos.name])
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(setup=setups(), seed=st.integers(0, 10**6), count=st.integers(1, 10))
 def test_random_workloads(policy, setup, seed, count):
@@ -62,6 +63,8 @@ def test_random_workloads(policy, setup, seed, count):
         stop_early = rng.random() < 0.5
         salt, choices = rng.randrange(2), rng.choice([1, 1, 1, 3])
         fields = {"salt": salt, "priority": rng.randrange(3), "whole_prompt": rng.random() < 0.1}
+        fields |= {"tenant": str(rng.randrange(3)), "tool": str(rng.randrange(2))}
+        fields |= {"deadline": rng.choice([None, 5.0, 500.0]), "output": rng.choice([None, max_new])}
         if choices == 1 and rng.random() < 0.5:
             program = f"{rng.randrange(3)}/{salt}"
             pinned = driver.scheduler.pinned(program)
@@ -90,4 +93,5 @@ def test_random_workloads(policy, setup, seed, count):
     driver.scheduler.check_integrity()
     assert driver.scheduler.gauges["kv_cache_usage_perc"] == 0.0
     assert all(host.finished for host in driver.hosts.values())
+    assert not driver.scheduler.counters["policy_errors"], driver.scheduler.policy_error
     assert list(replay(driver.record.getvalue())) == driver.plans

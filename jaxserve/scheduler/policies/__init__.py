@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, TypeVar
 
-from jaxserve.scheduler.policy import Policy
+from jaxserve.scheduler.policy import Policy, Wrapper
 
 P = TypeVar("P", bound=type[Policy])
 
@@ -31,18 +31,38 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, **params: Any) -> Policy:
-    """A new policy.
+    """A new policy. `outer+inner` is a wrapper over another policy; its parameter `inner` holds that one's parameters.
 
     Raises:
         ValueError: no policy has this name, or it does not take these parameters.
     """
-    if name not in _registered:
-        raise ValueError(f"there is no scheduling policy {name!r} (use {', '.join(names())})")
+    outer, _, inner = name.partition("+")
+    kind = _registered.get(outer)
+    if kind is None:
+        raise ValueError(f"there is no scheduling policy {outer!r} (use {', '.join(names())})")
     try:
-        return _registered[name](**params)
+        if issubclass(kind, Wrapper):
+            return kind(make(inner or kind.default_inner, **params.pop("inner", {})), **params)
+        if inner:
+            wrappers = ", ".join(other for other in names() if issubclass(_registered[other], Wrapper))
+            raise ValueError(f"scheduling policy {outer!r} goes over no other ({wrappers} do)")
+        return kind(**params)
     except TypeError as error:
-        raise ValueError(f"scheduling policy {name!r}: {error}") from None
+        raise ValueError(f"scheduling policy {outer!r}: {error}") from None
 
 
-for _module in ("fcfs", "priority", "sarathi", "static"):
+for _module in (
+    "batchllm",
+    "continuum",
+    "fairness",
+    "fcfs",
+    "mlfq",
+    "prepacking",
+    "priority",
+    "sarathi",
+    "slora",
+    "srpt",
+    "static",
+    "urgency",
+):
     import_module(f"{__name__}.{_module}")

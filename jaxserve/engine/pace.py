@@ -1,0 +1,57 @@
+"""How long steps take, learned while they run, for policies that plan by time. Knows no scheduler and no device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxserve.types import PAGE_TOKENS, Plan
+
+NAMES = ("step_s", "prefill_token_s", "decode_row_s", "context_token_s")
+FORGET = 0.998
+"""Weight of what was known when a step is added: a memory of some 500 steps."""
+TELL_EVERY = 128
+"""Steps between two updates; the first one comes after as many."""
+OUTLIER = 8.0
+"""A step that took so many times what was expected waited for something else (a page fault, another process)."""
+SCALE = np.array([1.0, 1e3, 1e1, 1e5])
+"""Typical amounts, so that the four unknowns have like weights in the ridge below."""
+RIDGE = 1e-4
+
+
+class Pace:
+    """Least squares over recent steps: duration = step_s + tokens in tiles, rows, and tokens attended to, each at its
+    rate. Rates that come out negative are taken as 0."""
+
+    def __init__(self) -> None:
+        self._squares = np.zeros((4, 4))
+        self._products = np.zeros(4)
+        self._rates = np.zeros(4)
+        self._until_told = TELL_EVERY
+
+    def add(self, plan: Plan, duration: float) -> dict[str, float] | None:
+        """Takes a step into account. Now and then: the rates, by the names of CostUpdate."""
+        context = sum([work.start for work in plan.decode]) + len(plan.decode)
+        amounts = np.array([1.0, len(plan.prefill) * PAGE_TOKENS, len(plan.decode), context]) / SCALE
+        expected = float(amounts @ self._rates)
+        if expected and duration > OUTLIER * expected:
+            return None
+        self._squares = FORGET * self._squares + np.outer(amounts, amounts)
+        self._products = FORGET * self._products + amounts * duration
+        self._until_told -= 1
+        if self._until_told:
+            return None
+        self._until_told = TELL_EVERY
+        self._rates = self._solved()
+        return dict(zip(NAMES, (self._rates / SCALE).tolist(), strict=True))
+
+    def _solved(self) -> np.ndarray:
+        """Non-negative least squares by dropping what comes out negative: four unknowns need no better."""
+        ridge = RIDGE * np.trace(self._squares) / 4 * np.eye(4)
+        active = np.ones(4, bool)
+        while True:
+            rates = np.zeros(4)
+            inside = np.ix_(active, active)
+            rates[active] = np.linalg.solve((self._squares + ridge)[inside], self._products[active])
+            if (rates >= 0).all():
+                return rates
+            active &= rates > 0
