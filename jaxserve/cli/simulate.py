@@ -15,10 +15,10 @@ from jaxserve.cli.parser import Parser
 from jaxserve.config import ConfigError, human_int
 from jaxserve.sim import traces
 from jaxserve.sim.machine import PUBLISHED_KV_TOKENS, Machine, published
-from jaxserve.sim.metrics import SLO
+from jaxserve.sim.metrics import SLO, interval
 from jaxserve.sim.profile import read_profile
-from jaxserve.sim.report import as_json, number, table
-from jaxserve.sim.sweep import Cell, PolicySpec, Setting, capacity, sweep
+from jaxserve.sim.report import aligned, as_json, estimate, number, table
+from jaxserve.sim.sweep import Bar, Cell, PolicySpec, Setting, capacity, highest_rate, sweep
 from jaxserve.sim.workload import Trace
 
 DEFAULT_REQUESTS = 300
@@ -40,6 +40,7 @@ def parser() -> Parser:
         jaxserve simulate --trace heavy-tail --policy fcfs,sarathi --load 1.0 --seeds 5 --out heavy
         jaxserve simulate --trace agents:turns=uniform/2/6 --arrivals poisson --replicas 4 --dispatch prefix-affinity
         jaxserve simulate --policy fcfs,sarathi:max_num_batched_tokens=512 --slo-tpot 0.05
+        jaxserve simulate --policy fcfs,sarathi:max_num_batched_tokens=512 --find-capacity 0.1
         jaxserve simulate --trace ~/AzureLLMInferenceTrace_conv.csv --requests 100k --load 1.0 --seeds 1
         jaxserve profile -o here.json && jaxserve simulate --cost here.json --scale-lengths 0.25
 
@@ -111,6 +112,13 @@ def parser() -> Parser:
         "--slo-ttft", type=float, default=2.0, metavar="S", help="SLO: time to first token. Default: 2."
     )
     result.add_argument("--slo-tpot", type=float, default=0.1, metavar="S", help="SLO: time per token. Default: 0.1.")
+    result.add_argument(
+        "--find-capacity",
+        type=float,
+        metavar="TBT",
+        help="Instead of running the loads: find the highest rate at which the p99 time between tokens stays in TBT "
+        "seconds and median queueing within 2 s (Sarathi-Serve's protocol).",
+    )
     result.add_argument("--out", type=Path, metavar="DIR", help="Write table.txt, result.json and plots there.")
     result.add_argument("--workers", type=int, metavar="N", help="Processes. Default: one a core.")
     return made
@@ -132,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from None
     about = _about(args, setting, unit)
     print(_headline(setting, unit, args), file=sys.stderr)
+    if args.find_capacity is not None:
+        return _find_capacity(args, setting, policies, unit)
     workers = args.workers or os.cpu_count() or 1
     cells = list(sweep(setting, policies, loads, args.seeds, unit, workers, _progress()))
     text = table(cells)
@@ -141,6 +151,23 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         _write(args.out, text, cells, about)
     print(f"{time.perf_counter() - started:.1f} s", file=sys.stderr)
+    return 0
+
+
+def _find_capacity(args: argparse.Namespace, setting: Setting, policies: list[PolicySpec], unit: float) -> int:
+    bar = Bar(tbt_p99=args.find_capacity)
+    rows, made = [["policy", "jobs/s", "of the first"]], []
+    for policy in policies:
+        found = interval([highest_rate(setting, policy, bar, seed, 2 * unit) for seed in range(args.seeds)])
+        made.append({"policy": policy.text, "jobs_per_s": found[0]})
+        share = number(found[0] / made[0]["jobs_per_s"]) if made[0]["jobs_per_s"] else "-"
+        rows.append([policy.text, estimate("jobs_per_s", found), share])
+    text = aligned(rows)
+    print(f"highest rate with p99 TBT <= {bar.tbt_p99:g} s and median queueing <= {bar.queue_p50:g} s\n{text}")
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        about = {**_about(args, setting, unit), "tbt_p99_s": bar.tbt_p99, "queue_p50_s": bar.queue_p50}
+        (args.out / "capacity.json").write_text(json.dumps({**about, "policies": made}, indent=1) + "\n")
     return 0
 
 

@@ -151,6 +151,31 @@ def capacity(setting: Setting, policy: PolicySpec | None = None) -> float:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """What a machine must keep up at a rate to be said to serve it, as Sarathi-Serve asks: the p99 of the time between
+    tokens, and the median of queueing, in seconds."""
+
+    tbt_p99: float
+    queue_p50: float = 2.0
+
+    def met(self, run: Mapping[str, float]) -> bool:
+        return run.get("tbt_p99_s", 0.0) <= self.tbt_p99 and run["queue_p50_s"] <= self.queue_p50
+
+
+def highest_rate(setting: Setting, policy: PolicySpec, bar: Bar, seed: int, limit: float, steps: int = 8) -> float:
+    """The highest rate (jobs a second, up to `limit`) at which the bar is met, by bisection to 1 / 2^steps of `limit`;
+    0.0 if it is met at none."""
+    low, high = 0.0, limit
+    for _ in range(steps):
+        middle = (low + high) / 2
+        if bar.met(figures(setting.run(policy, middle, seed))):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@dataclass(frozen=True)
 class Cell:
     """One policy at one load: figures of each seed, and across seeds (mean, low, high)."""
 

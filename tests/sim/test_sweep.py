@@ -13,7 +13,7 @@ from jaxserve.sim import traces
 from jaxserve.sim.machine import published
 from jaxserve.sim.metrics import figures
 from jaxserve.sim.report import estimate, number
-from jaxserve.sim.sweep import PolicySpec, Setting, capacity, sweep
+from jaxserve.sim.sweep import Bar, PolicySpec, Setting, capacity, highest_rate, sweep
 
 
 def setting(spec: str = "light-tail:jobs=200", **changes) -> Setting:
@@ -37,6 +37,16 @@ def test_sarathi_holds_the_time_between_tokens_where_prefill_first_does_not():
     chunked = figures(here.run(PolicySpec.parse("sarathi:max_num_batched_tokens=512"), rate, 0))
     whole = figures(here.run(PolicySpec.parse("fcfs"), rate, 0))
     assert chunked["tbt_p99_s"] < whole["tbt_p99_s"] / 2
+
+
+def test_the_highest_rate_that_meets_a_bar_is_found():
+    here, sarathi = setting(jobs=60), PolicySpec.parse("sarathi")
+    bar = Bar(tbt_p99=1.0, queue_p50=0.5)
+    found = highest_rate(here, sarathi, bar, 0, 20.0)
+    assert 0 < found < 20
+    assert bar.met(figures(here.run(sarathi, found, 0)))
+    assert not bar.met(figures(here.run(sarathi, found + 20 / 2**8, 0)))
+    assert highest_rate(here, sarathi, Bar(tbt_p99=1e-3), 0, 20.0, steps=3) == 0.0
 
 
 def test_all_policies_see_the_same_arrivals_and_seeds_differ():
