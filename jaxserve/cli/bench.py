@@ -109,6 +109,9 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--scale-lengths", type=float, default=1.0, metavar="F", help="Multiply lengths. Default: 1.")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="Chooses the place in the trace. Default: 0.")
+    group.add_argument(
+        "--programs", action="store_true", help="Sessions say which program they are (only jaxserve knows the field)."
+    )
     group.add_argument("--slo-ttft", type=float, default=2.0, metavar="S", help="SLO: time to first token. Default: 2.")
     group.add_argument("--slo-tpot", type=float, default=0.1, metavar="S", help="SLO: time per token. Default: 0.1.")
 
@@ -183,7 +186,7 @@ def _replay(args: argparse.Namespace) -> dict[str, float]:
 
     trace = _trace(args)
     fields = {} if args.model is None else {"model": args.model}
-    replay = Replay(api_base(args.url), auth_headers(args.api_key), fields)
+    replay = Replay(api_base(args.url), auth_headers(args.api_key), fields, args.programs)
     run = asyncio.run(replay.play(trace))
     if replay.refusal:
         print(f"{run.refused} requests were refused; the first: {replay.refusal}", file=sys.stderr)

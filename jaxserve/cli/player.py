@@ -14,7 +14,7 @@ from typing import Protocol
 from jaxserve.engine.inbox import Inbox
 from jaxserve.sim.metrics import Run, Served
 from jaxserve.sim.tokens import prompt_tokens
-from jaxserve.sim.workload import Job
+from jaxserve.sim.workload import Job, common_tokens
 from jaxserve.types import Deltas, FromCore, Request, SamplingParams, Submit, ToCore
 
 
@@ -42,11 +42,12 @@ class TracePlayer(Inbox):
         self._entered = count()
         self._open: dict[str, tuple[Served, int]] = {}
         self._last: dict[str, float] = {}
-        self._requests = {
-            (number, index): self._request(number, index)
+        self._prompts = {
+            (number, index): prompt_tokens(job, index, number)
             for number, job in enumerate(jobs)
             for index in range(len(job.turns))
         }
+        self._known: dict[int, list[int]] = {}
         for number, job in enumerate(jobs):
             self._enter(job.arrival, number, 0)
 
@@ -59,13 +60,25 @@ class TracePlayer(Inbox):
         return self.run
 
     def _request(self, number: int, index: int) -> Request:
-        job = self._jobs[number]
+        """The turn as it is sent: what it shares with the one before is what that really said."""
+        job, prompt = self._jobs[number], self._prompts[number, index]
+        turn, session = job.turns[index], len(job.turns) > 1
+        last = index == len(job.turns) - 1
+        if index:
+            known = self._known[number]
+            common = common_tokens(job.turns[index - 1].spans, turn.spans, min(len(known), len(prompt)))
+            prompt = known[:common] + prompt[common:]
+        if session:
+            self._known[number] = list(prompt)
         return Request(
             id=f"{number}/{index}",
-            prompt=prompt_tokens(job, index, number),
-            params=SamplingParams(max_tokens=job.turns[index].output, temperature=0.0, seed=0, ignore_eos=True),
+            prompt=prompt,
+            params=SamplingParams(max_tokens=turn.output, temperature=0.0, seed=0, ignore_eos=True),
             priority=job.priority,
             tenant=job.tenant,
+            program_id=str(number) if session else "",
+            last_turn=last,
+            tool="" if last else job.turns[index + 1].tool,
         )
 
     def _enter(self, at: float, number: int, index: int) -> None:
@@ -83,7 +96,7 @@ class TracePlayer(Inbox):
         messages, now = super().drain(), self.now
         while self._due and self._due[0][0] <= now:
             at, _, number, index = heappop(self._due)
-            request = self._requests[number, index]
+            request = self._request(number, index)
             turns = self._jobs[number].turns
             served = Served(
                 job=number,
@@ -122,6 +135,8 @@ class TracePlayer(Inbox):
                 self.run.gaps.add(now - before)
             self._last[delta.id] = now
             served.output += len(delta.tokens)
+            if not served.last_turn:
+                self._known[number] += delta.tokens
             if delta.finish is not None:
                 served.finish = now
                 del self._open[delta.id], self._last[delta.id]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +17,13 @@ from jaxserve.sim.workload import Job, Trace
 @dataclass
 class Replay:
     """One replay. Requests are sent at their times whatever the server does; the next turn of a session follows the
-    answer and its tool. Answers have the trace's lengths. `fields`: more of the request body."""
+    answer and its tool. Answers have the trace's lengths. `fields`: more of the request body. `programs`: sessions say
+    which program they are, in fields that jaxserve knows."""
 
     base: str
     headers: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
-    progress: Callable[[int], None] = lambda done: None
+    programs: bool = False
     run: Run = field(default_factory=lambda: Run([]))
     refusal: str = ""
     """What the server said to the first request that it refused."""
@@ -50,13 +50,17 @@ class Replay:
             prompt = prompt_tokens(job, index, number)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             fields = {"temperature": 0, "ignore_eos": True, **self.fields, "max_tokens": turn.output}
+            last = index == len(job.turns) - 1
+            if self.programs and len(job.turns) > 1:
+                tool = "" if last else job.turns[index + 1].tool
+                fields |= {"program_id": str(number), "last_turn": last, "tool": tool}
             served = Served(
                 job=number,
                 turn=index,
                 arrival=due,
                 prompt=turn.prompt,
                 tenant=job.tenant,
-                last_turn=index == len(job.turns) - 1,
+                last_turn=last,
             )
             try:
                 async with asyncio.timeout(job.patience_s if job.patience_s < float("inf") else None):
@@ -77,4 +81,3 @@ class Replay:
         served.output, served.cached = shot.new_tokens, shot.cached_tokens
         self.run.served.append(served)
         self.run.gaps.extend(b - a for a, b in zip(shot.pieces, shot.pieces[1:], strict=False))
-        self.progress(len(self.run.served))

@@ -79,12 +79,19 @@ def parser() -> Parser:
         help="What clients allow a request to generate, which schedulers see: a number, the trace's longest answer, or "
         "exactly what it will generate (for policies that need to know). Default: longest.",
     )
+    load.add_argument(
+        "--programs",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Whether sessions say which program they are: their pages can be held between turns. Default: yes.",
+    )
     what = made.add_argument_group("what serves it")
     what.add_argument(
         "--policy",
         default="fcfs,sarathi",
         metavar="NAME,...",
-        help="Scheduling policies; name:key=value:... gives parameters, max_num_seqs or max_num_batched_tokens. "
+        help="Scheduling policies; name:key=value:... gives parameters of the policy, or "
+        "max_num_seqs, max_num_batched_tokens, enable_prefix_caching, pin_share, pin_ttl_s. "
         "Default: fcfs,sarathi.",
     )
     what.add_argument(
@@ -156,7 +163,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _find_capacity(args: argparse.Namespace, setting: Setting, policies: list[PolicySpec], unit: float) -> int:
     bar = Bar(tbt_p99=args.find_capacity)
-    rows, made = [["policy", "jobs/s", "of the first"]], []
+    rows = [["policy", "jobs/s", "of the first"]]
+    made: list[dict[str, Any]] = []
     for policy in policies:
         found = interval([highest_rate(setting, policy, bar, seed, 2 * unit) for seed in range(args.seeds)])
         made.append({"policy": policy.text, "jobs_per_s": found[0]})
@@ -195,6 +203,7 @@ def _setting(args: argparse.Namespace, trace: Trace) -> Setting:
         replicas=args.replicas,
         dispatch=args.dispatch,
         max_tokens=_max_tokens(args.max_tokens, trace),
+        programs=args.programs,
         slo=SLO(args.slo_ttft, args.slo_tpot),
     )
 

@@ -36,23 +36,25 @@ class LeastLoaded:
 
 
 class PrefixAffinity:
-    """Where prompts that begin alike went before, so that their KV is found, unless that replica has `slack` times the
-    requests of the least loaded one, and some."""
+    """Where the session's last turn or prompts that begin alike went before, so that their KV is found, unless that
+    replica has `slack` times the requests of the least loaded one, and some."""
 
     def __init__(self, slack: float = 1.5, some: int = 4) -> None:
         self._slack, self._some = slack, some
         self._least = LeastLoaded()
-        self._homes: dict[tuple[bytes, ...], int] = {}
+        self._homes: dict[tuple[bytes, ...] | int, int] = {}
 
     def choose(self, call: Call, replicas: Sequence[Replica]) -> int:
         least = self._least.choose(call, replicas)
-        family = call.names(0, min(FIRST_PAGES, call.hashed))
+        session, family = call.served.job, call.names(0, min(FIRST_PAGES, call.hashed))
         if not family:
             return least
-        home = self._homes.get(family, least)
+        home = self._homes.get(session, self._homes.get(family, least))
         if replicas[home].load > self._slack * replicas[least].load + self._some:
             home = least
-        self._homes[family] = home
+        self._homes[family] = self._homes[session] = home
+        if call.served.last_turn:
+            del self._homes[session]
         return home
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from msgspec import structs
 
@@ -17,6 +18,9 @@ PUBLISHED_KV_TOKENS = 56_000
 PUBLISHED_BYTES_PER_TOKEN = 819_200
 """OPT-13B: 40 layers, keys and values, 5120 numbers of 16 bits."""
 
+SHAPE_OPTIONS = ("max_num_seqs", "max_num_batched_tokens")
+LIMIT_OPTIONS = ("enable_prefix_caching", "pin_share", "pin_ttl_s")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -24,19 +28,14 @@ class Machine:
 
     name: str
     shape: EngineShape
+    limits: Limits
     groups: tuple[PageClasses, ...]
     cost: CostModel
-    lag: int = 1
     host_s: float = 0.0
-    prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         if self.shape.q != 1:
             raise ValueError(f"{self.name} decodes {self.shape.q} tokens a row; simulated rows are one token wide")
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(**self.shape.bounds, enable_prefix_caching=self.prefix_caching, lag=self.lag)
 
     @property
     def kv_tokens(self) -> int:
@@ -52,20 +51,22 @@ class Machine:
         )
         return replace(self, groups=groups)
 
-    def reshaped(self, **options: object) -> Machine:
-        """The same machine with other engine options, by the names they have on the command line (`max_num_seqs`,
-        `max_num_batched_tokens`, `decode_buckets`, `tile_buckets`).
+    def with_options(self, **options: Any) -> Machine:
+        """The same machine with other engine options, by the names in SHAPE_OPTIONS and LIMIT_OPTIONS.
 
         Raises:
-            ConfigError: an option that does not exist or contradicts another.
+            ConfigError, ValueError: an option that contradicts another.
         """
+        sizes = {"max_num_seqs": self.shape.slots, "max_num_batched_tokens": self.shape.budget}
+        asked = {**sizes, **{name: options[name] for name in SHAPE_OPTIONS if name in options}}
         shape = self.shape
-        given = {
-            "max_num_seqs": shape.slots,
-            "max_num_batched_tokens": shape.budget,
-            **options,
-        }
-        return replace(self, shape=EngineShape.of(EngineConfig.of(**given), shape.max_len, on_gpu=True))
+        if asked != sizes:
+            if not isinstance(self.cost, Published):
+                raise ValueError(f"{self.name} holds for the shapes it was taken with: profile with {options}")
+            shape = EngineShape.of(EngineConfig.of(**asked), shape.max_len, on_gpu=True)
+        kept = {name: getattr(self.limits, name) for name in ("lag", "watermark", *LIMIT_OPTIONS)}
+        changed = {name: options[name] for name in LIMIT_OPTIONS if name in options}
+        return replace(self, shape=shape, limits=Limits(**shape.bounds, **kept | changed))
 
 
 def published(
@@ -76,10 +77,12 @@ def published(
 ) -> Machine:
     """An A100 serving OPT-13B, with the cost that DistServe published."""
     config = EngineConfig.of(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
+    shape = EngineShape.of(config, max_model_len, on_gpu=True)
     page = PageClass(name="kv", pages=kv_tokens // PAGE_TOKENS, bytes=PAGE_TOKENS * PUBLISHED_BYTES_PER_TOKEN)
     return Machine(
         name="A100, OPT-13B (published fit)",
-        shape=EngineShape.of(config, max_model_len, on_gpu=True),
+        shape=shape,
+        limits=Limits(**shape.bounds),
         groups=(PageClasses(classes=(page,)),),
         cost=Published(),
     )

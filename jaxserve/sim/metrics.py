@@ -99,6 +99,10 @@ class SLO:
     ttft: float = 2.0
     tpot: float = 0.1
 
+    def deadline(self, arrival: float, output: int) -> float:
+        """When an answer of `output` tokens is complete that just meets it."""
+        return arrival + self.ttft + self.tpot * output
+
     def met(self, served: Served) -> bool:
         return served.done and served.ttft <= self.ttft and not served.tpot > self.tpot
 

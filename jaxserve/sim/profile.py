@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from jaxserve.engine.shapes import EngineShape
+from jaxserve.scheduler import Limits
 from jaxserve.scheduler.record import EVENT, HEADER, PLAN, Header, frames
 from jaxserve.sim.cost import Features, Fitted, features, terms_of
 from jaxserve.sim.machine import Machine
@@ -49,8 +50,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     about: dict[str, str]
     shape: dict[str, int | tuple[int, ...]]
+    limits: Limits
     groups: tuple[PageClasses, ...]
-    prefix_caching: bool
     steps: tuple[Timed, ...]
     terms: dict[str, float]
 
@@ -63,9 +64,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return Machine(
             name=f"{self.about.get('model', 'engine')} on {self.about.get('device', 'this machine')} (profile)",
             shape=self.engine_shape,
+            limits=self.limits,
             groups=self.groups,
             cost=Fitted(terms=self.terms),
-            prefix_caching=self.prefix_caching,
         )
 
     def residuals(self) -> list[Residual]:
@@ -176,8 +177,8 @@ def make_profile(record: bytes, shape: EngineShape, about: dict[str, str], warm_
         version=VERSION,
         about=about,
         shape=asdict(shape),
+        limits=header.limits,
         groups=header.groups,
-        prefix_caching=header.limits.enable_prefix_caching,
         steps=tuple(steps),
         terms=fit(steps),
     )

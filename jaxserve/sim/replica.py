@@ -9,12 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
+from msgspec import structs
+
 from jaxserve.scheduler import Policy, Recorder, Scheduler
 from jaxserve.sim.clock import Agenda
 from jaxserve.sim.cost import features
 from jaxserve.sim.machine import Machine
 from jaxserve.sim.metrics import Gaps, Served
-from jaxserve.sim.workload import Job, Turn, page_names
+from jaxserve.sim.workload import Job, Turn, common_tokens, page_names
 from jaxserve.types import (
     PAGE_TOKENS,
     Abort,
@@ -34,31 +36,19 @@ SHORTEST_NAP_S = 1e-4
 class Call:
     """A turn on its way through a replica. `left`: tokens that it will still generate."""
 
-    __slots__ = (
-        "hashed",
-        "job",
-        "last",
-        "left",
-        "max_new",
-        "names_answer",
-        "notable",
-        "plain",
-        "seq",
-        "served",
-        "turn",
-    )
+    __slots__ = ("arrive", "hashed", "job", "last", "left", "names_answer", "notable", "plain", "seq", "served", "turn")
 
-    def __init__(self, seq: SeqId, job: Job, turn: Turn, served: Served, max_new: int) -> None:
-        self.seq = seq
-        self.max_new = max_new
-        """What the client allows, which is all that a scheduler knows."""
+    def __init__(self, arrive: Arrive, job: Job, turn: Turn, served: Served) -> None:
+        self.seq = arrive.seq
+        self.arrive = arrive
+        """What a scheduler is told of it, but for the time and what is known when it is told."""
         self.job = job
         self.turn = turn
         self.served = served
         self.left = turn.output
         self.last = math.nan
         """When its newest token came."""
-        self.plain = SeqResult(seq, 1, False)
+        self.plain = SeqResult(arrive.seq, 1, False)
         """What every step says of it in which nothing but a token happens."""
         self.hashed = turn.prompt // PAGE_TOKENS
         """Leading pages that have been named to the scheduler, or need no name."""
@@ -120,6 +110,8 @@ class Replica:
         self.busy_s = 0.0
         self._agenda = agenda
         self._inbox: deque[Call | SeqId] = deque()
+        self._turns: dict[str, Call] = {}
+        """The last turn that ended here, by program."""
         self._asleep = True
         self._naps = 0
         self._finished = finished
@@ -169,7 +161,7 @@ class Replica:
         if now - self._sampled >= self._sample_every:
             self._sample(now)
         if before is None and self._in_flight is not None:
-            if self.machine.lag:
+            if self.machine.limits.lag:
                 return now + self.machine.host_s
             before, self._in_flight = self._in_flight, None
         if before is not None:
@@ -203,24 +195,29 @@ class Replica:
                 self._end(self.calls[item], now, aborted=True)
 
     def _arrive(self, call: Call, now: float) -> Arrive:
-        names = call.names(0, call.hashed) if self.machine.prefix_caching else ()
+        names = call.names(0, call.hashed) if self.machine.limits.enable_prefix_caching else ()
         # Names continue where those before them ended, so an unnamed page ends them for good.
         call.names_answer = bool(call.turn.spans) and len(names) == call.hashed and not call.served.last_turn
         call.watch()
-        return Arrive(
-            now=now,
-            seq=call.seq,
-            prompt=call.turn.prompt,
-            max_new=call.max_new,
-            hashes=names,
-            priority=call.job.priority,
-            tenant=call.job.tenant,
-        )
+        return structs.replace(call.arrive, now=now, hashes=names, shared=self._shared(call))
+
+    def _shared(self, call: Call) -> int:
+        """Leading tokens of a turn that are those of the turn whose pages its program holds here."""
+        program = call.arrive.program
+        before = self._turns.get(program)
+        if before is None or self.scheduler.pinned(program) != before.seq:
+            return 0
+        return common_tokens(before.turn.spans, call.turn.spans, min(before.length, call.turn.prompt))
 
     def _end(self, call: Call, now: float, aborted: bool = False) -> None:
         del self.calls[call.seq]
         served = call.served
         served.output, served.finish, served.aborted = call.turn.output - call.left, now, aborted
+        if call.arrive.program:
+            if served.last_turn:
+                self._turns.pop(call.arrive.program, None)
+            else:
+                self._turns[call.arrive.program] = call
         self._finished(call)
 
     # A step

@@ -14,7 +14,7 @@ from jaxserve.scheduler import Policy
 from jaxserve.sim.clock import Agenda
 from jaxserve.sim.dispatch import Dispatch, RoundRobin
 from jaxserve.sim.machine import Machine
-from jaxserve.sim.metrics import Gaps, Run, Served
+from jaxserve.sim.metrics import SLO, Gaps, Run, Served
 from jaxserve.sim.replica import Call, Replica, Sample
 from jaxserve.sim.workload import Job, Trace
 from jaxserve.types import Arrive
@@ -37,7 +37,8 @@ class Simulated(Run):
 class Simulation:
     """Sends jobs to replicas and their next turns when tools have run. `max_tokens` is what clients allow a request to
     generate; None: exactly what it will generate, so that schedulers know its length. `clients`: instead of coming at
-    their times, jobs are in a queue from which so many clients take the next one when theirs is done."""
+    their times, jobs are in a queue from which so many clients take the next one when theirs is done. `programs`:
+    sessions say so. `slo`: what clients want; from it follow the deadlines that schedulers see."""
 
     def __init__(
         self,
@@ -48,6 +49,8 @@ class Simulation:
         dispatch: Dispatch | None = None,
         max_tokens: int | None = None,
         clients: int | None = None,
+        programs: bool = True,
+        slo: SLO | None = None,
         records: Sequence[BinaryIO] = (),
         sample_every: float = math.inf,
     ) -> None:
@@ -71,6 +74,8 @@ class Simulation:
         ]
         self._served: list[Served] = []
         self._clients = clients
+        self._programs = programs
+        self._slo = slo
         self._queue = iter(enumerate(trace.jobs))
         self._left: dict[int, Job] = {}
         self._refused = 0
@@ -123,10 +128,22 @@ class Simulation:
         last = index == len(job.turns) - 1
         served = Served(job=number, turn=index, arrival=now, prompt=turn.prompt, tenant=job.tenant, last_turn=last)
         seq = len(self._served) + self._refused
-        call = Call(seq, job, turn, served, self._allowed(turn.prompt, turn.output))
+        arrive = Arrive(
+            now=now,
+            seq=seq,
+            prompt=turn.prompt,
+            max_new=self._allowed(turn.prompt, turn.output),
+            priority=job.priority,
+            tenant=job.tenant,
+            program=str(number) if self._programs and len(job.turns) > 1 else "",
+            last_turn=last,
+            tool="" if last else job.turns[index + 1].tool,
+            deadline=self._slo.deadline(now, turn.output) if self._slo is not None else None,
+            output=turn.output,
+        )
+        call = Call(arrive, job, turn, served)
         replica = self._replicas[self._dispatch.choose(call, self._replicas)]
-        asked = Arrive(now=now, seq=seq, prompt=turn.prompt, max_new=call.max_new)
-        if turn.output < 1 or replica.scheduler.can_ever_fit(asked) is not None:
+        if turn.output < 1 or replica.scheduler.can_ever_fit(arrive) is not None:
             self._refused += 1
             self._job_ends(number)
             return

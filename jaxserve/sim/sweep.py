@@ -14,14 +14,13 @@ from typing import Any
 
 from jaxserve.scheduler import Policy, make_policy
 from jaxserve.sim.dispatch import make_dispatch
-from jaxserve.sim.machine import Machine
+from jaxserve.sim.machine import LIMIT_OPTIONS, SHAPE_OPTIONS, Machine
 from jaxserve.sim.metrics import SLO, across, figures, job_times
 from jaxserve.sim.replica import Sample
 from jaxserve.sim.simulation import Simulated, Simulation
 from jaxserve.sim.workload import Gaps, Trace, gamma, poisson, sample
 
 CAPACITY_REQUESTS = 1500
-SHAPE_OPTIONS = ("max_num_seqs", "max_num_batched_tokens")
 CURVE_POINTS = 200
 TIMELINE_POINTS = 400
 
@@ -33,12 +32,12 @@ class PolicySpec:
     text: str
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> PolicySpec:
-        """`name`, or `name:key=value:...`; keys are parameters of the policy, `max_num_seqs` or
-        `max_num_batched_tokens`.
+        """`name`, or `name:key=value:...`; keys are parameters of the policy or engine options (SHAPE_OPTIONS and
+        LIMIT_OPTIONS in machine.py).
 
         Raises:
             ValueError: it cannot be read, or there is no such policy or parameter.
@@ -50,7 +49,7 @@ class PolicySpec:
             if not equals:
                 raise ValueError(f"{text!r}: {part!r} is not key=value")
             params[key] = _value(value)
-        options = {key: params.pop(key) for key in SHAPE_OPTIONS if key in params}
+        options = {key: params.pop(key) for key in (*SHAPE_OPTIONS, *LIMIT_OPTIONS) if key in params}
         spec = cls(text, name, params, options)
         spec.make()
         return spec
@@ -82,6 +81,8 @@ class Setting:
     replicas: int = 1
     dispatch: str = "round-robin"
     max_tokens: int | None = None
+    programs: bool = True
+    """Whether sessions say which program they are, so that their pages can be held between turns."""
     slo: SLO = SLO()
 
     def __post_init__(self) -> None:
@@ -93,7 +94,7 @@ class Setting:
             )
 
     def simulation(self, policy: PolicySpec, trace: Trace, **more: Any) -> Simulation:
-        machine = self.machine.reshaped(**policy.options) if policy.options else self.machine
+        machine = self.machine.with_options(**policy.options) if policy.options else self.machine
         return Simulation(
             trace,
             machine,
@@ -101,6 +102,8 @@ class Setting:
             replicas=self.replicas,
             dispatch=make_dispatch(self.dispatch),
             max_tokens=self.max_tokens,
+            programs=self.programs,
+            slo=self.slo,
             **more,
         )
 

@@ -176,6 +176,18 @@ def page_names(turn: Turn, copy: int, first: int, end: int) -> tuple[bytes, ...]
     return tuple(names)
 
 
+def common_tokens(a: tuple[Span, ...], b: tuple[Span, ...], most: int) -> int:
+    """Leading tokens, up to `most`, in which contents `a` and `b` agree."""
+    common = 0
+    for (end, label), (other_end, other) in zip(a, b, strict=False):
+        if label != other:
+            break
+        common = min(end, other_end)
+        if end != other_end:
+            break
+    return min(common, most)
+
+
 def session_spans(lengths: Sequence[int], shared: Sequence[int], labels: Iterator[int]) -> list[tuple[Span, ...]]:
     """Spans of a session's turns: turn k has `lengths[k]` prompt tokens, the first `shared[k]` of which are those of
     turn k-1's prompt and answer. Every turn's own part gets the next of `labels`, which must be unique in a trace."""

@@ -112,7 +112,7 @@ def test_bench_serve_counts_every_token(server, tmp_path: Path, capsys: pytest.C
 def test_bench_serve_replays_a_trace(server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     figures = tmp_path / "figures.json"
     spec = "agents:jobs=4,prompt=uniform/5/30,output=uniform/2/6,turns=3,prefix=130,think_s=0.01"
-    options = ["--num-prompts", "12", "--rate", "20", "--json", str(figures)]
+    options = ["--num-prompts", "12", "--rate", "20", "--programs", "--json", str(figures)]
     assert main(["bench", "serve", "--url", server.url, "--trace", spec, *options]) == 0
     found = json.loads(figures.read_text())
     assert (found["requests"], found["finished"]) == (12, 12)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from jaxserve.sim.cost import Published
 from jaxserve.sim.machine import Machine, published
 from jaxserve.sim.workload import Job, Trace, Turn
@@ -28,7 +30,7 @@ def machine(kv_tokens: int = 64 * 64, max_num_seqs: int = 4, tiles: int = 4, lag
         "decode_context_ms": 0.0,
         **cost,
     }
-    return replace(small, cost=Published(**terms), lag=lag)
+    return replace(small, cost=Published(**terms), limits=structs.replace(small.limits, lag=lag))
 
 
 def jobs(*each: tuple[float, int, int], **fields: object) -> Trace:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from jaxserve.scheduler import make_policy
@@ -10,8 +12,9 @@ from jaxserve.sim.workload import OPEN_END, Job, Trace, Turn
 from tests.sim.machines import jobs, machine
 
 
-def simulate(trace: Trace, policy: str = "sarathi", max_tokens: int | None = None, **shape) -> Simulated:
-    return Simulation(trace, machine(**shape), lambda: make_policy(policy), max_tokens=max_tokens).run()
+def simulate(trace: Trace, max_tokens: int | None = None, programs: bool = True, **shape) -> Simulated:
+    sarathi = partial(make_policy, "sarathi")
+    return Simulation(trace, machine(**shape), sarathi, max_tokens=max_tokens, programs=programs).run()
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -63,13 +66,15 @@ def test_equal_blocks_are_found_again_and_others_are_not():
     assert [one.cached for one in simulate(copied).served] == [0, 0]
 
 
-def test_a_session_goes_on_after_its_tool_and_finds_prompt_and_answer():
+@pytest.mark.parametrize(("programs", "cached"), [(True, 159), (False, 128)])
+def test_a_session_goes_on_after_its_tool_and_finds_prompt_and_answer(programs: bool, cached: int):
+    """159 tokens have KV: the answer's last would have got it in a further step. A program takes all of them over, the
+    prefix cache knows two full pages."""
     spans = ((OPEN_END, 1),)
     turns = (Turn(100, 60, spans), Turn(200, 5, ((160, 1), (OPEN_END, 2)), think_s=0.5, tool="search"))
-    first, second = simulate(Trace("session", (Job(arrival=0.0, turns=turns),))).served
+    first, second = simulate(Trace("session", (Job(arrival=0.0, turns=turns),)), programs=programs).served
     assert second.arrival == pytest.approx(first.finish + 0.5)
-    # 159 tokens have KV (the last one's would have come with the next step): two full pages.
-    assert second.cached == 128
+    assert second.cached == cached
     assert (first.last_turn, second.last_turn) == (False, True)
 
 

@@ -40,7 +40,7 @@ def test_sarathi_holds_the_time_between_tokens_where_prefill_first_does_not():
 
 
 def test_the_highest_rate_that_meets_a_bar_is_found():
-    here, sarathi = setting(jobs=60), PolicySpec.parse("sarathi")
+    here, sarathi = setting(jobs=200), PolicySpec.parse("sarathi")
     bar = Bar(tbt_p99=1.0, queue_p50=0.5)
     found = highest_rate(here, sarathi, bar, 0, 20.0)
     assert 0 < found < 20

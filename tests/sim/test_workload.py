@@ -15,6 +15,7 @@ from jaxserve.sim.workload import (
     Job,
     Trace,
     Turn,
+    common_tokens,
     gamma,
     page_names,
     poisson,
@@ -71,6 +72,8 @@ def test_turns_share_page_names_exactly_as_far_as_they_share_tokens(each: list[t
         texts.append(head + [(turn, position) for position in range(len(head), length)])
     spans = session_spans(lengths, shared, count(1))
     names = [page_names(Turn(length, 1, s), 0, 0, length // 64) for length, s in zip(lengths, spans, strict=True)]
+    for turn in range(1, len(each)):
+        assert common_tokens(spans[turn - 1], spans[turn], min(lengths[turn - 1], lengths[turn])) == shared[turn]
     for a in range(len(each)):
         assert len(names[a]) == lengths[a] // 64
         for b in range(a):
