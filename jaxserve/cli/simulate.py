@@ -21,7 +21,7 @@ from jaxserve.sim.report import aligned, as_json, estimate, number, table
 from jaxserve.sim.sweep import Bar, Cell, PolicySpec, Setting, capacity, highest_rate, sweep
 from jaxserve.sim.workload import Trace
 
-DEFAULT_REQUESTS = 300
+DEFAULT_REQUESTS = 200
 
 
 def parser() -> Parser:
@@ -36,7 +36,7 @@ def parser() -> Parser:
         is always another one.
         """,
         """
-        jaxserve simulate                                             # Azure conversations on an A100: fcfs or sarathi?
+        jaxserve simulate                                             # fcfs, sarathi or mlfq for Azure conversations?
         jaxserve simulate --trace heavy-tail --policy fcfs,sarathi --load 1.0 --seeds 5 --out heavy
         jaxserve simulate --trace agents:turns=uniform/2/6 --arrivals poisson --replicas 4 --dispatch prefix-affinity
         jaxserve simulate --policy fcfs,sarathi:max_num_batched_tokens=512 --slo-tpot 0.05
@@ -88,11 +88,11 @@ def parser() -> Parser:
     what = made.add_argument_group("what serves it")
     what.add_argument(
         "--policy",
-        default="fcfs,sarathi",
+        default="fcfs,sarathi,mlfq",
         metavar="NAME,...",
         help="Scheduling policies; name:key=value:... gives parameters of the policy, or "
         "max_num_seqs, max_num_batched_tokens, enable_prefix_caching, pin_share, pin_ttl_s. "
-        "Default: fcfs,sarathi.",
+        "Default: fcfs,sarathi,mlfq.",
     )
     what.add_argument(
         "--cost",
@@ -262,11 +262,17 @@ def _headline(setting: Setting, unit: float, args: argparse.Namespace) -> str:
 
 
 def _remarks(cells: list[Cell]) -> list[str]:
+    remarks = []
+    for policy in dict.fromkeys(cell.policy for cell in cells):
+        errors = sum(run.get("policy_errors", 0) for cell in cells if cell.policy == policy for run in cell.runs)
+        if errors:
+            remarks.append(f"{policy} raised {errors:.0f} times; those steps went by order of arrival")
     refused = max(run["refused"] for cell in cells for run in cell.runs)
     if not refused:
-        return []
+        return remarks
     return [
-        f"up to {refused:.0f} requests of a run do not fit the machine and were refused (--scale-lengths, --kv-tokens)"
+        *remarks,
+        f"up to {refused:.0f} requests of a run do not fit the machine and were refused (--scale-lengths, --kv-tokens)",
     ]
 
 

@@ -178,11 +178,10 @@ class Replica:
         if wake is not None:
             self._agenda.at(max(wake, now + SHORTEST_NAP_S), partial(self._alarm, self._naps))
 
-    def _alarm(self, nap: int, now: float) -> float | None:
-        if not self._asleep or nap != self._naps:
-            return None
-        self._asleep = False
-        return self._advance(now)
+    def _alarm(self, nap: int, now: float) -> None:
+        if self._asleep and nap == self._naps:
+            self._asleep = False
+            self._agenda.at(now, self._advance)
 
     def _drain(self, now: float) -> None:
         while self._inbox:

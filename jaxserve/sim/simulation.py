@@ -114,7 +114,7 @@ class Simulation:
         )
 
     def _totals(self) -> dict[str, float]:
-        names = ("prefill_tokens", "prefill_padding_tokens", "decode_rows")
+        names = ("prefill_tokens", "prefill_padding_tokens", "decode_rows", "program_tokens_reused", "policy_errors")
         totals: dict[str, float] = {"steps": sum(replica.steps for replica in self._replicas)}
         for name in names:
             totals[name] = sum(replica.scheduler.counters[name] for replica in self._replicas)

@@ -63,6 +63,7 @@ def test_every_request_finishes_and_tokens_are_conserved(policy: str, each: list
         )
     run = simulate(Trace("random", tuple(made)), policy, kv_tokens=pages * 64, max_num_seqs=slots)
     assert run.refused == 0
+    assert run.totals["policy_errors"] == 0
     for one in run.served:
         wanted = made[one.job].turns[one.turn].output
         assert one.aborted or one.output == wanted

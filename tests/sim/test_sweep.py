@@ -110,7 +110,7 @@ def test_the_command_writes_table_json_and_plots(tmp_path: Path, capsys: pytest.
     text = capsys.readouterr().out
     assert "sarathi" in text and "JCT mean" in text and "±" in text
     result = json.loads((tmp_path / "result.json").read_text())
-    assert [cell["policy"] for cell in result["cells"]] == ["fcfs", "sarathi"]
+    assert [cell["policy"] for cell in result["cells"]] == ["fcfs", "sarathi", "mlfq"]
     assert result["cells"][0]["figures"]["finished"]["mean"] == 60
     for plot in ("jct_cdf.png", "load_curve.png", "timeline.png"):
         assert (tmp_path / plot).stat().st_size > 5000
