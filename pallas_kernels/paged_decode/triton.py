@@ -117,10 +117,10 @@ def paged_decode(
         interpret=interpret,
     )
     part = merge([Attended(o[:, :, s], m[:, :, s], l[:, :, s]) for s in range(splits)])
-    return jax.tree.map(lambda x: _ungroup(x, group, q_tokens), part)
+    return jax.tree.map(lambda x: ungroup(x, group, q_tokens), part)
 
 
-def _ungroup(x: jax.Array, group: int, q_tokens: int) -> jax.Array:
+def ungroup(x: jax.Array, group: int, q_tokens: int) -> jax.Array:
     """[rows, kv_heads, m_rows, ...] -> [rows, q_tokens, heads, ...]."""
     rows, kv_heads = x.shape[:2]
     x = x[:, :, : group * q_tokens].reshape(rows, kv_heads, group, q_tokens, *x.shape[3:])
