@@ -94,8 +94,9 @@ class ModelOptions:
 class CacheOptions:
     kv_cache_dtype: str = option(
         "auto",
-        "Format of the KV cache. auto: the type of the activations on a GPU, f16 on a CPU.",
-        choices=("auto", "bf16", "f16", "f32"),
+        "Format of the KV cache. auto: the type of the activations on a GPU, f16 on a CPU; int8 and fp8_e4m3 (fp8): "
+        "8 bits with a scale for each token and head.",
+        choices=("auto", "bf16", "f16", "f32", "fp8", "fp8_e4m3", "int8"),
     )
     gpu_memory_utilization: float = option(0.9, "Share of the GPU's memory that the engine may use.", low=0.05, high=1)
     kv_cache_memory: int | None = option(

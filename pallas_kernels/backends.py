@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 
-BACKENDS = ("reference", "tiled", "triton")
+BACKENDS = ("reference", "tiled", "triton", "mosaic")
 """`reference`: jnp. `tiled`: jnp, every decode row computed as a prefill tile, so that a token's bits depend neither on
-the rows beside it nor on whether it came by decode or by prefill. `triton`: Pallas, Triton lowering."""
+the rows beside it nor on whether it came by decode or by prefill. `triton`: Pallas, Triton lowering. `mosaic`: Pallas,
+Mosaic GPU lowering, for Hopper and dense 16-bit KV; what it does not support runs on `triton`."""
 
 
 def resolve(backend: str | None) -> str:
@@ -16,3 +17,8 @@ def resolve(backend: str | None) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}.")
     return backend
+
+
+def runs_kernels(backend: str | None) -> bool:
+    """Whether the op runs as a Pallas kernel, which wants its pages in rows."""
+    return resolve(backend) in ("triton", "mosaic")

@@ -113,16 +113,19 @@ class Registry:
     """KV formats by name."""
 
     def __init__(self) -> None:
-        self._formats: dict[str, Callable[[], KVFormat]] = {}
+        self._formats: dict[str, Callable[..., KVFormat]] = {}
+        self._aliases: dict[str, str] = {}
 
-    def register(self, name: str) -> Callable[[type[KVFormat]], type[KVFormat]]:
-        """Class decorator: the format is known as `name`. ValueError if the name is taken."""
+    def register(self, name: str, *aliases: str) -> Callable[[type[KVFormat]], type[KVFormat]]:
+        """Class decorator: the format is known as `name`, and found by its `aliases` too. ValueError if a name is
+        taken."""
 
         def add(cls: type[KVFormat]) -> type[KVFormat]:
-            if name in self._formats:
-                raise ValueError(f"KV format {name!r} is registered twice.")
+            for taken in {name, *aliases} & set(self.choices()):
+                raise ValueError(f"KV format {taken!r} is registered twice.")
             cls.name = name
             self._formats[name] = cls
+            self._aliases |= dict.fromkeys(aliases, name)
             return cls
 
         return add
@@ -130,11 +133,15 @@ class Registry:
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._formats))
 
+    def choices(self) -> tuple[str, ...]:
+        """Names and aliases."""
+        return tuple(sorted((*self._formats, *self._aliases)))
+
     def get(self, name: str, **options: Any) -> KVFormat:
         """The format called `name`. ValueError, with the known names, if there is none."""
-        if name not in self._formats:
-            raise ValueError(f"--kv-cache-dtype {name} is not known; choose one of {', '.join(self.names())}.")
-        return self._formats[name](**options)
+        if name not in self.choices():
+            raise ValueError(f"--kv-cache-dtype {name} is not known; choose one of {', '.join(self.choices())}.")
+        return self._formats[self._aliases.get(name, name)](**options)
 
 
 formats = Registry()

@@ -1,7 +1,21 @@
 """Layouts of KV pages, one file each; `layout` holds the protocols."""
 
+from pallas_kernels.layouts.codes import Code, Fp8, Int8
 from pallas_kernels.layouts.columns import Columns
 from pallas_kernels.layouts.dense import Dense
-from pallas_kernels.layouts.layout import Layout, SealedLayout, TokenLayout
+from pallas_kernels.layouts.eight_bit import EightBitColumns, EightBitRows
+from pallas_kernels.layouts.layout import KernelPages, Layout, SealedLayout, TokenLayout
 
-__all__ = ["Columns", "Dense", "Layout", "SealedLayout", "TokenLayout"]
+__all__ = [
+    "Code",
+    "Columns",
+    "Dense",
+    "EightBitColumns",
+    "EightBitRows",
+    "Fp8",
+    "Int8",
+    "KernelPages",
+    "Layout",
+    "SealedLayout",
+    "TokenLayout",
+]

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, Int8
+
 PAGE = 64
+LAYOUTS: dict[str, Any] = {
+    "dense": Dense(),
+    "dense columns": Columns(),
+    "int8": EightBitRows(Int8()),
+    "int8 columns": EightBitColumns(Int8()),
+    "fp8": EightBitRows(Fp8()),
+    "fp8 columns": EightBitColumns(Fp8()),
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,9 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     dtype: str = "float32"
+    layout: str = "dense"
+    outliers: float = 1.0
+    """Factor on two channels of the keys and one of the values."""
     spare_pages: int = 3
     layers: int = 2
     seed: int = 0
@@ -38,7 +52,7 @@ class Inputs:
     q: jax.Array
     positions: jax.Array
     counts: jax.Array
-    pool: jax.Array
+    pool: Any
     tables: jax.Array
 
     def take(self, rows: list[int]) -> Inputs:
@@ -57,19 +71,51 @@ def inputs(case: Case) -> Inputs:
     for row, count in enumerate(needed):
         tables[row, :count], ids = ids[:count], ids[count:]
     pool = rng.standard_normal((pages, case.layers, 2, case.kv_heads, PAGE, case.head_dim))
+    pool[:, :, 0, :, :, 3:30:26] *= case.outliers
+    pool[:, :, 1, :, :, 7] *= case.outliers
     q = rng.standard_normal((rows, case.q_tokens, case.heads, case.head_dim))
     return Inputs(
         jnp.asarray(q, case.dtype),
         jnp.asarray(case.positions, jnp.int32),
         jnp.asarray(case.counts, jnp.int32),
-        jnp.asarray(pool, case.dtype),
+        stored(case, pool),
         jnp.asarray(tables),
     )
 
 
+def stored(case: Case, kv: np.ndarray) -> Any:
+    """A pool of the case's layout that holds kv [pages, layers, 2, kv_heads, page_tokens, head_dim]."""
+    if case.layout == "dense":
+        return jnp.asarray(kv, case.dtype)
+    layout = LAYOUTS[case.layout]
+    pages, layers, _, kv_heads, page_tokens, head_dim = kv.shape
+    shapes = layout.pool(pages, layers, kv_heads, page_tokens, head_dim)
+    pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    put = jax.jit(layout.put_pages)
+    for layer in range(layers):
+        k, v = jnp.asarray(kv[:, layer].swapaxes(0, 1), case.dtype)
+        pool = put(pool, layer, k, v, jnp.arange(pages), jnp.ones((pages, page_tokens), bool))
+    return pool
+
+
+def values(case: Case, pool: Any, layer: int) -> np.ndarray:
+    """The numbers that a layer of a pool stands for, float64 [pages, 2, kv_heads, page_tokens, head_dim]."""
+    if case.layout == "dense":
+        return np.asarray(pool, np.float64)[:, layer]
+    layout = LAYOUTS[case.layout]
+    page = layout.fetch(pool, layer, jnp.arange(layout.page_shape(pool)[0]))
+    k, v = (np.asarray(x, np.float64) for x in page[:2])
+    k = k.swapaxes(2, 3)
+    if case.layout == "dense columns":
+        return np.stack([k, v], axis=1)
+    sides = np.asarray(page.sides, np.float64)[..., None]
+    k, v = k * sides[:, :, 0], v * sides[:, :, 1]
+    return np.stack([k + sides[:, :, 2], v + sides[:, :, 3]] if sides.shape[2] == 4 else [k, v], axis=1)
+
+
 def expected(case: Case, given: Inputs, layer: int) -> np.ndarray:
     """Softmax attention, float64 [rows, q_tokens, heads, head_dim]; zeros for what sees nothing."""
-    q, pool = np.asarray(given.q, np.float64), np.asarray(given.pool, np.float64)
+    q, pool = np.asarray(given.q, np.float64), values(case, given.pool, layer)
     tables = np.asarray(given.tables)
     out = np.zeros(q.shape)
     group = case.heads // case.kv_heads
@@ -77,7 +123,7 @@ def expected(case: Case, given: Inputs, layer: int) -> np.ndarray:
         for token in range(count if start >= 0 else 0):
             p = start + token
             keys = np.arange(0 if case.window is None else max(p - case.window + 1, 0), p + 1)
-            kv = pool[tables[row, keys // PAGE], layer][np.arange(len(keys)), :, :, keys % PAGE]
+            kv = pool[tables[row, keys // PAGE]][np.arange(len(keys)), :, :, keys % PAGE]
             for head in range(case.heads):
                 s = kv[:, 0, head // group] @ q[row, token, head] * case.scale
                 if case.softcap is not None:

@@ -24,6 +24,16 @@ def test_all_memory_goes_to_one_group() -> None:
     assert capped.classes[0].pages == 64
 
 
+@pytest.mark.parametrize(("name", "token_bytes"), [("bf16", 128 * 2), ("int8", 128 + 4), ("fp8_e4m3", 128 + 2)])
+def test_fewer_bytes_are_more_pages(name: str, token_bytes: int) -> None:
+    """K and V of a token and head take what the format says, and 1 GiB holds as many pages as that gives."""
+    group = KVGroup(layers=tuple(range(32)), kv_heads=8, head_dim=128)
+    (classes,) = size_pages(1 << 30, [group], [formats.get(name)], max_model_len=4096, max_chunk=512)
+    page_bytes = 32 * 8 * 64 * 2 * token_bytes
+    assert classes.classes[0].bytes == page_bytes
+    assert classes.classes[0].pages == grid((1 << 30) // page_bytes)
+
+
 def test_error_names_the_options() -> None:
     with pytest.raises(DoesNotFitError) as error:
         size_pages(10 * PAGE_BYTES, [FULL], [F32], max_model_len=1024, max_chunk=512)

@@ -1,0 +1,53 @@
+"""8-bit KV: a code per number, a scale per token and KV head. One page class, quantized when it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.kv.format import formats
+from jaxserve.kv.token_format import TokenFormat
+from pallas_kernels.backends import runs_kernels
+from pallas_kernels.layouts import Code, EightBitColumns, EightBitRows, Fp8, Int8, TokenLayout
+
+
+@dataclass(frozen=True)
+class EightBitFormat(TokenFormat):
+    """What is left to a format: its `code`. Source: docs/techniques/8-bit-kv.md."""
+
+    calibrated: tuple[tuple[float, float], ...] = ()
+    """(k_scale, v_scale) of each layer of the group, from a checkpoint. Empty: each token has its own scale."""
+
+    code: ClassVar[Code]
+
+    @property
+    def layout(self) -> TokenLayout:
+        kind = EightBitRows if runs_kernels(self.backend) else EightBitColumns
+        return kind(self.code, self.calibrated)
+
+    def finite(self, page: Any) -> bool:
+        codes = (leaf for name, leaf in page.items() if name != "sides")
+        sides = page["sides"]
+        if sides.dtype == np.uint16:
+            sides = sides.view(jnp.bfloat16)
+        decoded = (leaf.view(self.code.dtype).astype(np.float32) for leaf in codes)
+        return all(bool(np.isfinite(x).all()) for x in (*decoded, sides.astype(np.float32)))
+
+
+@formats.register("int8")
+@dataclass(frozen=True)
+class Int8Format(EightBitFormat):
+    """x = scale * code + zero. Bytes per token and head: head_dim + 4."""
+
+    code = Int8()
+
+
+@formats.register("fp8_e4m3", "fp8")
+@dataclass(frozen=True)
+class Fp8E4M3Format(EightBitFormat):
+    """x = scale * code, the code a float8_e4m3fn. Bytes per token and head: head_dim + 2."""
+
+    code = Fp8()

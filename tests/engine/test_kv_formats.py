@@ -1,0 +1,87 @@
+"""Quantized KV in the engine: the same tokens however a sequence's KV came about, in batch-invariant mode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.engine.driver import Driver
+
+SHAPE = {
+    "max_num_seqs": 4,
+    "max_model_len": 512,
+    "max_num_batched_tokens": 128,
+    "decode_buckets": [4],
+    "tile_buckets": [2],
+    "wait_for_buckets": True,
+    "batch_invariant": True,
+}
+SAMPLED = {"ignore_eos": True, "temperature": 0.8, "top_p": 0.95, "seed": 5, "logprobs": 2}
+PAGE_BYTES = {"int8": 6 * 2 * 2 * 64 * (64 + 4), "fp8_e4m3": 6 * 2 * 2 * 64 * (64 + 2)}
+"""Of the bundled model: layers, K and V, KV heads, tokens, bytes of a token and head."""
+
+
+@pytest.fixture(scope="module", params=["int8", "fp8_e4m3"])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def driver(name: str, executables: str) -> Driver:
+    return Driver(**SHAPE, kv_cache_dtype=name, kv_cache_memory=12 * PAGE_BYTES[name], compile_cache=executables)
+
+
+def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(4, 2000, n).tolist() for n in lengths]
+
+
+def test_chunks_and_crowds_change_no_bit(driver: Driver) -> None:
+    """Alone a prompt is prefilled in two full steps; in a crowd it shares the budget and decodes beside others."""
+    prompt = prompts([230], seed=4)[0]
+    alone = driver.one(prompt, max_tokens=30, **SAMPLED)
+    for index, other in enumerate(prompts([9, 64, 133, 200], seed=5)):
+        driver.submit(f"other-{index}", other, max_tokens=60, ignore_eos=True, temperature=1.0, seed=index)
+    driver.submit("mine", prompt, salt="not the cached pages", max_tokens=30, **SAMPLED)
+    crowd = driver.run()["mine", 0]
+    assert crowd.tokens == alone.tokens and crowd.logprobs == alone.logprobs
+
+
+def test_decoded_pages_are_prefilled_pages(driver: Driver) -> None:
+    """A page that decoding filled, hit by a later prompt, or computed again by prefill: the same bits."""
+    prompt = prompts([60], seed=2)[0]
+    answer = driver.one(prompt, max_tokens=80, ignore_eos=True)
+    follow_up = [*prompt, *answer.tokens, 5]
+    hit = driver.one(follow_up, max_tokens=20, **SAMPLED)
+    driver.submit("again", follow_up, salt="not the cached pages", max_tokens=20, **SAMPLED)
+    again = driver.run()["again", 0]
+    assert (hit.cached_tokens, again.cached_tokens) == (128, 0)
+    assert hit.tokens == again.tokens and hit.logprobs == again.logprobs
+
+
+def test_choices_are_those_of_single_requests(driver: Driver) -> None:
+    """A fork shares full pages and copies the last one: what it then draws is what it drew before."""
+    prompt = prompts([100], seed=6)[0]
+    runs = []
+    for salt in ("a", "b"):
+        driver.submit("n", prompt, n=3, salt=salt, max_tokens=12, temperature=1.0, seed=3, ignore_eos=True)
+        answers = driver.run()
+        runs.append([answers["n", choice].tokens for choice in range(3)])
+    assert runs[0] == runs[1] and len({tuple(tokens) for tokens in runs[0]}) == 3
+
+
+def test_preemption_changes_no_token(driver: Driver) -> None:
+    """The pool holds one sequence of the maximum length and a half: alone nothing is preempted, together much is."""
+    cases = prompts([150, 200, 180, 130], seed=7)
+    alone = [driver.one(prompt, max_tokens=100, **SAMPLED).tokens for prompt in cases]
+    before = driver.counter("num_preemptions")
+    for index, prompt in enumerate(cases):
+        driver.submit(str(index), prompt, salt="not the cached pages", max_tokens=100, **SAMPLED)
+    together = driver.run()
+    assert [together[str(index), 0].tokens for index in range(len(cases))] == alone
+    assert driver.counter("num_preemptions") > before
+    assert driver.gauge("kv_cache_usage_perc") == 0
+
+
+def test_nothing_was_compiled_outside_the_declared_set(driver: Driver) -> None:
+    assert driver.counter("undeclared_compilations") == 0
