@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -40,8 +41,8 @@ def walk(
     m_rows = group * q_tokens
     n = pages_per_step
     grouped = (q.astype(jnp.float32) * scale).reshape(rows, q_tokens, kv_heads, group, head_dim)
-    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, 1, kv_heads, m_rows, head_dim)
-    grouped = jnp.broadcast_to(grouped, (rows, n, kv_heads, m_rows, head_dim)).reshape(-1, kv_heads, m_rows, head_dim)
+    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, m_rows, head_dim)
+    grouped = jax.tree.map(functools.partial(_repeat, n), layout.prepare(grouped))
 
     live = positions >= 0
     token = jnp.arange(q_tokens)
@@ -92,6 +93,11 @@ def walk(
     nothing = Attended(jnp.zeros((*flat, head_dim)), jnp.full(flat, NO_KEY), jnp.zeros(flat))
     _, part = lax.while_loop(lambda carry: carry[0] < last, step, (first, nothing))
     return jax.tree.map(lambda x: _ungroup(x, q_tokens), part)
+
+
+def _repeat(n: int, x: jax.Array) -> jax.Array:
+    """[rows, ...] -> [rows * n, ...]: every row n times."""
+    return jnp.broadcast_to(x[:, None], (x.shape[0], n, *x.shape[1:])).reshape(-1, *x.shape[1:])
 
 
 def _ungroup(x: jax.Array, q_tokens: int) -> jax.Array:

@@ -2,6 +2,6 @@
 
 from pallas_kernels.layouts.columns import Columns
 from pallas_kernels.layouts.dense import Dense
-from pallas_kernels.layouts.layout import Layout, SealedLayout, TokenLayout
+from pallas_kernels.layouts.layout import KernelPages, Layout, SealedLayout, TokenLayout
 
-__all__ = ["Columns", "Dense", "Layout", "SealedLayout", "TokenLayout"]
+__all__ = ["Columns", "Dense", "KernelPages", "Layout", "SealedLayout", "TokenLayout"]

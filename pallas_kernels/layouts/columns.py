@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.layouts.layout import KernelPages
+
 Pool = tuple[jax.Array, jax.Array]
 
 
@@ -62,6 +64,9 @@ class Columns:
         pages, _, kv_heads, page_tokens, head_dim = pool[1].shape
         return pages, kv_heads, page_tokens, head_dim
 
+    def prepare(self, q: jax.Array) -> jax.Array:
+        return q
+
     def fetch(self, pool: Pool, layer: int | jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys [rows, kv_heads, head_dim, page_tokens] and values [rows, kv_heads, page_tokens, head_dim], float32."""
         k, v = (self._fetch(array, layer, ids) for array in pool)
@@ -76,13 +81,13 @@ class Columns:
     def arrays(self, pool: Pool) -> tuple[jax.Array, ...]:
         raise NotImplementedError(_NO_KERNEL)
 
-    def dot_dtype(self, pool: Pool) -> jnp.dtype:
+    def dot_dtype(self, pool: Pool, q: jax.Array) -> jnp.dtype:
         raise NotImplementedError(_NO_KERNEL)
 
-    def load_keys(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
+    def parts(self, pool: Pool) -> tuple[int, int]:
         raise NotImplementedError(_NO_KERNEL)
 
-    def load_values(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
+    def in_kernel(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, *, interpret: bool) -> KernelPages:
         raise NotImplementedError(_NO_KERNEL)
 
     def _fetch(self, array: jax.Array, layer: int | jax.Array, ids: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.compat import dot
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -39,6 +41,9 @@ class Dense:
         pages, _, _, kv_heads, page_tokens, head_dim = pool.shape
         return pages, kv_heads, page_tokens, head_dim
 
+    def prepare(self, q: jax.Array) -> jax.Array:
+        return q
+
     def fetch(self, pool: jax.Array, layer: int | jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         # K and V by two gathers: one gather of both costs a copy to take it apart again.
         k = pool.at[ids, layer, 0].get(mode="promise_in_bounds")
@@ -56,11 +61,30 @@ class Dense:
     def arrays(self, pool: jax.Array) -> tuple[jax.Array, ...]:
         return (pool,)
 
-    def dot_dtype(self, pool: jax.Array) -> jnp.dtype:
+    def dot_dtype(self, pool: jax.Array, q: jax.Array) -> jnp.dtype:
         return pool.dtype
 
-    def load_keys(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
-        return refs[0][page, layer, 0, head]
+    def parts(self, pool: jax.Array) -> tuple[int, int]:
+        return 1, 1
 
-    def load_values(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
-        return refs[0][page, layer, 1, head]
+    def in_kernel(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, *, interpret: bool) -> DensePages:
+        return DensePages(refs[0], layer, head)
+
+
+@dataclass(frozen=True)
+class DensePages:
+    """See `layout.KernelPages`."""
+
+    pool: Any
+    layer: jax.Array
+    head: jax.Array
+
+    def prepare(self, q: tuple[jax.Array, ...]) -> jax.Array:
+        return q[0]
+
+    def scores(self, q: jax.Array, page: jax.Array) -> jax.Array:
+        return dot(q, self.pool[page, self.layer, 0, self.head].T)
+
+    def mix(self, p: jax.Array, page: jax.Array) -> tuple[jax.Array, ...]:
+        v = self.pool[page, self.layer, 1, self.head]
+        return (dot(p.astype(v.dtype), v),)

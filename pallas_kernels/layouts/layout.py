@@ -1,9 +1,9 @@
 """How the bytes of a page become keys and values. Knows nothing of sequences, tables or masks.
 
-A layout is all that the page walks need to know of a KV format. For the reference walk `fetch` reads some pages of one
-layer, and `scores` and `mix` are the two products of attention on what was fetched; a layout that dequantizes does so
-in `fetch`, a few pages at a time, one that computes on codes does so in the products. For the Triton walk `load_keys`
-and `load_values` read one page of one head inside a kernel.
+A layout is all that the page walks need to know of a KV format: the two products of attention. For the reference walk
+`fetch` reads some pages of one layer, and `scores` and `mix` are the products on what was fetched; a layout that
+dequantizes does so in `fetch`, a few pages at a time, one that computes on codes does so in the products. For the
+Triton walk `in_kernel` gives the same products on one page of one head.
 """
 
 from __future__ import annotations
@@ -16,38 +16,60 @@ import jax.numpy as jnp
 
 class Layout(Protocol):
     """`ids` int32 [rows]; `q` float32 [rows, kv_heads, m, head_dim] with `m` query vectors that share a KV
-    head; `p` float32 [rows, kv_heads, m, page_tokens]."""
+    head; `p` float32 [rows, kv_heads, m, page_tokens]. Products depend, query vector by query vector, on that one
+    alone."""
 
     def page_shape(self, pool: Any) -> tuple[int, int, int, int]:
         """(pages, kv_heads, page_tokens, head_dim) of `pool`."""
+        ...
+
+    def prepare(self, q: jax.Array) -> Any:
+        """What `scores` needs of q, made once per walk: a pytree of arrays that begin with q's [rows, kv_heads, m]."""
         ...
 
     def fetch(self, pool: Any, layer: int | jax.Array, ids: jax.Array) -> Any:
         """What `scores` and `mix` need of the pages `ids` of `layer`. Ids are in range."""
         ...
 
-    def scores(self, q: jax.Array, page: Any) -> jax.Array:
-        """q K^T, float32 [rows, kv_heads, m, page_tokens]."""
+    def scores(self, q: Any, page: Any) -> jax.Array:
+        """q K^T of a prepared q, float32 [rows, kv_heads, m, page_tokens]."""
         ...
 
     def mix(self, p: jax.Array, page: Any) -> jax.Array:
-        """p V, float32 [rows, kv_heads, m, head_dim]."""
+        """p V, float32 [rows, kv_heads, m, head_dim]; zeros where p is zero."""
         ...
 
     def arrays(self, pool: Any) -> tuple[jax.Array, ...]:
         """The arrays of `pool` that a kernel takes."""
         ...
 
-    def dot_dtype(self, pool: Any) -> jnp.dtype:
-        """Dtype of the operands of a kernel's products."""
+    def dot_dtype(self, pool: Any, q: jax.Array) -> jnp.dtype:
+        """Dtype in which a kernel takes `q`."""
         ...
 
-    def load_keys(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
-        """In a kernel: keys of one page and KV head, [page_tokens, head_dim]. `refs`: of `arrays`, whole."""
+    def parts(self, pool: Any) -> tuple[int, int]:
+        """How many arrays side by side q and o are in a kernel, where an array cannot be cut: channels in order, each
+        array a power of two wide."""
         ...
 
-    def load_values(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, page: jax.Array) -> jax.Array:
-        """In a kernel: values of one page and KV head, [page_tokens, head_dim]."""
+    def in_kernel(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, *, interpret: bool) -> KernelPages:
+        """The pages of one layer and KV head inside a kernel. `refs`: of `arrays`, whole."""
+        ...
+
+
+class KernelPages(Protocol):
+    """The products on one page and KV head, in a kernel. `q`: `parts` arrays [m, head_dim / parts] in `dot_dtype`."""
+
+    def prepare(self, q: tuple[jax.Array, ...]) -> Any:
+        """What `scores` needs of q, made once per walk."""
+        ...
+
+    def scores(self, q: Any, page: jax.Array) -> jax.Array:
+        """q K^T of a prepared q, float32 [m, page_tokens]."""
+        ...
+
+    def mix(self, p: jax.Array, page: jax.Array) -> tuple[jax.Array, ...]:
+        """p V of float32 [m, page_tokens]: `parts` arrays float32 [m, head_dim / parts]."""
         ...
 
 

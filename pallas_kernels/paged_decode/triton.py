@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.compat import triton_call
 from pallas_kernels.layouts import Layout
 from pallas_kernels.merge import Attended, merge
-from pallas_kernels.triton_walk import page_range, triton_walk
+from pallas_kernels.triton_walk import load_parts, page_range, store, triton_walk
 
 MIN_DOT = 16
 """Smallest dimension of a dot: the query vectors that share a KV head are padded to it."""
@@ -52,14 +51,15 @@ def paged_decode(
     m_rows = max(MIN_DOT, pl.next_power_of_2(group * q_tokens))
     splits = splits or default_splits(rows, kv_heads)
     arrays = layout.arrays(pool)
+    q_parts, o_parts = layout.parts(pool)
     lists = () if places is None else (places,)
 
     grouped = q.reshape(rows, q_tokens, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    grouped = grouped.reshape(rows, kv_heads, group * q_tokens, head_dim).astype(layout.dot_dtype(pool))
+    grouped = grouped.reshape(rows, kv_heads, group * q_tokens, head_dim).astype(layout.dot_dtype(pool, q))
     grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, m_rows - group * q_tokens), (0, 0)))
 
     def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):
-        place_refs, array_refs, (o_ref, m_ref, l_ref) = refs[: len(lists)], refs[len(lists) : -3], refs[-3:]
+        place_refs, array_refs, out_refs = refs[: len(lists)], refs[len(lists) : -3], refs[-3:]
         row, head, split = pl.program_id(0), pl.program_id(1), pl.program_id(2)
         position, count, layer = positions_ref[row], counts_ref[row], layer_ref[0]
         first, end = page_range(position, count, window, page_tokens, tables.shape[1])
@@ -69,23 +69,22 @@ def paged_decode(
         begin = first + split * share
         token = jnp.arange(m_rows) % q_tokens
         part = triton_walk(
-            q_ref[...],
+            load_parts(q_ref, q_parts),
             jnp.where((token < count) & (position >= 0), position + token, -1),
             begin,
             jnp.minimum(begin + share, end),
             lambda index: table_ref[row, index],
             lambda index: place_refs[0][row, index] if place_refs else index,
-            functools.partial(layout.load_keys, array_refs, layer, head),
-            functools.partial(layout.load_values, array_refs, layer, head),
+            layout.in_kernel(array_refs, layer, head, interpret=interpret),
+            o_parts=o_parts,
+            head_dim=head_dim,
             pages=pages,
             page_tokens=page_tokens,
             scale=scale,
             window=window,
             softcap=softcap,
         )
-        o_ref[...] = part.o
-        m_ref[...] = part.m
-        l_ref[...] = part.l
+        store(part, *out_refs)
 
     outer = (rows, kv_heads, splits, m_rows)
     per_program = pl.BlockSpec((None, None, None, m_rows), lambda r, h, s: (r, h, s, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.compat import triton_call
 from pallas_kernels.layouts import Layout
 from pallas_kernels.merge import Attended
-from pallas_kernels.triton_walk import page_range, triton_walk
+from pallas_kernels.triton_walk import load_parts, page_range, store, triton_walk
 
 
 def paged_prefill(
@@ -35,13 +34,14 @@ def paged_prefill(
     pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
     group = heads // kv_heads
     arrays = layout.arrays(pool)
+    q_parts, o_parts = layout.parts(pool)
     lists = () if places is None else (places,)
-    dtype = layout.dot_dtype(pool)
+    dtype = layout.dot_dtype(pool, q)
     # float32 products run on the scalar units, where a whole tile would not fit into the registers.
     block = q_tokens if jnp.dtype(dtype).itemsize <= 2 else min(q_tokens, 16)
 
     def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):
-        place_refs, array_refs, (o_ref, m_ref, l_ref) = refs[: len(lists)], refs[len(lists) : -3], refs[-3:]
+        place_refs, array_refs, out_refs = refs[: len(lists)], refs[len(lists) : -3], refs[-3:]
         tile, head, start = pl.program_id(0), pl.program_id(1), pl.program_id(2) * block
         position, count, layer = positions_ref[tile], counts_ref[tile], layer_ref[0]
         first, end = page_range(position, count, window, page_tokens, tables.shape[1])
@@ -49,23 +49,22 @@ def paged_prefill(
             first, end = 0, jnp.where(position >= 0, tables.shape[1], 0)
         token = start + jnp.arange(block)
         part = triton_walk(
-            q_ref[...],
+            load_parts(q_ref, q_parts),
             jnp.where((token < count) & (position >= 0), position + token, -1),
             first,
             end,
             lambda index: table_ref[tile, index],
             lambda index: place_refs[0][tile, index] if place_refs else index,
-            functools.partial(layout.load_keys, array_refs, layer, head // group),
-            functools.partial(layout.load_values, array_refs, layer, head // group),
+            layout.in_kernel(array_refs, layer, head // group, interpret=interpret),
+            o_parts=o_parts,
+            head_dim=head_dim,
             pages=pages,
             page_tokens=page_tokens,
             scale=scale,
             window=window,
             softcap=softcap,
         )
-        o_ref[...] = part.o
-        m_ref[...] = part.m
-        l_ref[...] = part.l
+        store(part, *out_refs)
 
     per_query = pl.BlockSpec((None, None, block), lambda t, h, b: (t, h, b))
     per_vector = pl.BlockSpec((None, block, None, head_dim), lambda t, h, b: (t, b, h, 0))
