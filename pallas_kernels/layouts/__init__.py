@@ -4,6 +4,8 @@ from pallas_kernels.layouts.codes import Code, Fp8, Int8
 from pallas_kernels.layouts.columns import Columns
 from pallas_kernels.layouts.dense import Dense
 from pallas_kernels.layouts.eight_bit import EightBitColumns, EightBitRows
+from pallas_kernels.layouts.hack import HackFolded, HackPartitioned, hack
+from pallas_kernels.layouts.kivi import Kivi
 from pallas_kernels.layouts.layout import KernelPages, Layout, SealedLayout, TokenLayout
 
 __all__ = [
@@ -13,9 +15,13 @@ __all__ = [
     "EightBitColumns",
     "EightBitRows",
     "Fp8",
+    "HackFolded",
+    "HackPartitioned",
     "Int8",
     "KernelPages",
+    "Kivi",
     "Layout",
     "SealedLayout",
     "TokenLayout",
+    "hack",
 ]

@@ -1,0 +1,58 @@
+"""Pools of packed pages for the attention cases, and the layouts that are tested."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.layouts import HackFolded, HackPartitioned, Kivi, hack
+from tests.kernels.cases import Case, Inputs, inputs
+
+Packed = Kivi | HackFolded | HackPartitioned
+
+LAYOUTS: dict[str, Packed] = {
+    "kivi2": Kivi(2),
+    "kivi4": Kivi(4),
+    "kivi2, groups of 32": Kivi(2, group=32),
+    "kivi4, groups of 32": Kivi(4, group=32),
+    "hack2": hack(2),
+    "hack4": hack(4),
+    "hack8": hack(8),
+    "hack2, groups of 32": hack(2, group=32),
+    "hack2, form P": hack(2, "P"),
+    "hack4, form P": hack(4, "P"),
+    "hack8, form P": hack(8, "P"),
+}
+
+
+def outliers(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Standard normal values [..., channels], of which one channel in 16 is five times as large and off its origin, as
+    in the keys of trained models."""
+    x = np.random.default_rng(seed).standard_normal(shape)
+    x[..., 3::16] = 5 * x[..., 3::16] + 12
+    return x
+
+
+def seal(layout: Packed, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
+    """Pool [pages, layers, ...] of k, v [pages, layers, kv_heads, page_tokens, head_dim]."""
+    lead = k.shape[:2]
+    page = jax.jit(layout.encode)(k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:]))
+    return {name: x.reshape(*lead, *x.shape[1:]) for name, x in page.items()}
+
+
+def packed_inputs(case: Case, layout: Packed, *, outlier_keys: bool = True) -> tuple[Inputs, Inputs]:
+    """The inputs of `case` with their pool sealed, and the same with the values its codes stand for, as float32."""
+    x = inputs(case)
+    k, v = (x.pool[:, :, side].astype(jnp.bfloat16) for side in (0, 1))
+    if outlier_keys:
+        k = jnp.asarray(outliers(k.shape, case.seed), jnp.bfloat16)
+    pool: Any = seal(layout, k, v)
+    flat = {name: a.reshape(-1, *a.shape[2:]) for name, a in pool.items()}
+    plain = jnp.stack([a.reshape(k.shape) for a in jax.jit(layout.decode)(flat)], axis=2)
+    return (
+        Inputs(x.q, x.positions, x.counts, pool, x.tables),
+        Inputs(x.q, x.positions, x.counts, plain, x.tables),
+    )

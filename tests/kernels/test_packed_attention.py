@@ -1,0 +1,154 @@
+"""Paged attention over packed pages, all layouts and backends: close to float64 on what the codes stand for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.merge import Attended, merge, normalize
+from pallas_kernels.paged_decode import reference as decode_reference
+from pallas_kernels.paged_decode import triton as decode_triton
+from pallas_kernels.paged_prefill import reference as prefill_reference
+from pallas_kernels.paged_prefill import triton as prefill_triton
+from tests.kernels.cases import PAGE, Case, Inputs, expected
+from tests.kernels.packed_cases import LAYOUTS, Packed, packed_inputs
+
+CASES = {
+    "decode": Case(positions=(0, 1, 63, 64, 200, -1), counts=(1, 1, 1, 1, 1, 0)),
+    "decode, head_dim 128, group of 3": Case(positions=(190, 77), counts=(1, 1), heads=6, kv_heads=2, head_dim=128),
+    "decode, drafts, window, softcap": Case(
+        positions=(60, 188, -1), counts=(4, 2, 0), q_tokens=4, window=65, softcap=5.0
+    ),
+    "prefill": Case(positions=(0, 70, -1, 128), counts=(64, 58, 0, 64), q_tokens=PAGE),
+    "prefill, head_dim 128, window": Case(
+        positions=(128,), counts=(33,), q_tokens=PAGE, window=70, head_dim=128, heads=2, kv_heads=1
+    ),
+}
+REFERENCE: dict[str, Callable[..., Attended]] = {
+    "decode": decode_reference.paged_decode,
+    "prefill": prefill_reference.paged_prefill,
+}
+TRITON: dict[str, Callable[..., Attended]] = {
+    "decode": functools.partial(decode_triton.paged_decode, splits=2, interpret=True),
+    "prefill": functools.partial(prefill_triton.paged_prefill, interpret=True),
+}
+FEW_NAMES = ["kivi4", "hack2", "hack8, form P"]
+FEW = pytest.mark.parametrize("name", FEW_NAMES)
+EACH_CASES = ["decode", "prefill, head_dim 128, window"]
+
+
+def run(
+    op: Callable[..., Attended], layout: Packed, case: Case, x: Inputs, layer: int = 1, places: jax.Array | None = None
+) -> Attended:
+    def call(q, positions, counts, pool, tables) -> Attended:
+        return op(
+            q,
+            positions,
+            pool,
+            layer,
+            tables,
+            counts=counts,
+            places=places,
+            scale=case.scale,
+            window=case.window,
+            softcap=case.softcap,
+            layout=layout,
+        )
+
+    return jax.jit(call)(x.q, x.positions, x.counts, x.pool, x.tables)
+
+
+def error(got: jax.Array, exact: np.ndarray) -> float:
+    """Relative, over everything."""
+    return float(np.linalg.norm(np.asarray(got, np.float64) - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [(name, label) for name in LAYOUTS for label in CASES if name in FEW_NAMES or label in EACH_CASES],
+)
+def test_close_to_float64_and_kernel_to_reference(name: str, label: str) -> None:
+    layout, case = LAYOUTS[name], CASES[label]
+    sealed, plain = packed_inputs(case, layout)
+    op = label.split(",")[0]
+    exact = expected(case, plain, 1)
+    reference = normalize(run(REFERENCE[op], layout, case, sealed))
+    kernel = normalize(run(TRITON[op], layout, case, sealed))
+    homomorphic = "Hack" in type(layout).__name__
+    # Dequantized: float32. Homomorphic: q and p in 8 bits.
+    assert error(reference, exact) < (0.05 if homomorphic else 2e-6)
+    # The kernel of KIVI rounds its operands to bfloat16. That of HACK computes what the reference does, unless a p lies
+    # on the border between two 8-bit codes.
+    assert error(kernel, np.asarray(reference, np.float64)) < (2e-3 if homomorphic else 1.5e-2)
+
+
+@FEW
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_page_ids_do_not_matter(name: str, backend: str) -> None:
+    layout, case = LAYOUTS[name], CASES["decode"]
+    op = {"reference": REFERENCE, "triton": TRITON}[backend]["decode"]
+    x, _ = packed_inputs(case, layout)
+    pages = layout.page_shape(x.pool)[0]
+    order = jnp.asarray(np.random.default_rng(1).permutation(pages), jnp.int32)
+    moved = {n: jnp.zeros_like(a).at[order].set(a) for n, a in x.pool.items()}
+    tables = jnp.where(x.tables < pages, order[jnp.minimum(x.tables, pages - 1)], x.tables)
+    other = Inputs(x.q, x.positions, x.counts, moved, tables)  # type: ignore[arg-type]
+    for a, b in zip(run(op, layout, case, x), run(op, layout, case, other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@FEW
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_lists_of_pages_merge(name: str, backend: str) -> None:
+    """Two lists that share the pages of a sequence between them, each in an order of its own."""
+    layout = LAYOUTS[name]
+    case = Case(positions=(320, 130, -1), counts=(64, 60, 0), q_tokens=PAGE, window=170)
+    op = {"reference": REFERENCE, "triton": TRITON}[backend]["prefill"]
+    x, plain = packed_inputs(case, layout)
+    parts = []
+    for chosen in ([5, 0, 3], [1, 4, 2]):
+        short = Inputs(x.q, x.positions, x.counts, x.pool, x.tables[:, jnp.array(chosen)])
+        parts.append(run(op, layout, case, short, places=jnp.tile(jnp.array(chosen, jnp.int32), (3, 1))))
+    assert error(normalize(merge(parts)), expected(case, plain, 1)) < 0.05
+
+
+@pytest.mark.parametrize("name", ["kivi2", *(name for name in LAYOUTS if name.startswith("hack"))])
+def test_tiled_decode_has_the_bits_of_a_prefill(name: str) -> None:
+    """Token by token, in crowds of any size, from any start: the same bits as the whole tile."""
+    layout = LAYOUTS[name]
+    heads, kv_heads, head_dim = (3, 1, 128) if "32" in name else (4, 2, 64)
+    case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    x, _ = packed_inputs(case, layout)
+    whole = run(prefill_reference.paged_prefill, layout, case, x)
+    for first, rows in ((0, 1), (5, 3)):
+        single = Inputs(
+            x.q[0, first : first + rows, None],
+            192 + first + jnp.arange(rows, dtype=jnp.int32),
+            jnp.ones(rows, jnp.int32),
+            x.pool,
+            jnp.broadcast_to(x.tables, (rows, x.tables.shape[1])),
+        )
+        got = run(decode_reference.tiled, layout, case, single)
+        for a, b in zip(got, whole, strict=True):
+            np.testing.assert_array_equal(a, b[0, first : first + rows, None])
+    late = Inputs(jnp.roll(x.q, -20, axis=1), x.positions + 20, x.counts - 20, x.pool, x.tables)
+    for a, b in zip(run(prefill_reference.paged_prefill, layout, case, late), whole, strict=True):
+        np.testing.assert_array_equal(a[:, :44], b[:, 20:])
+
+
+@FEW
+def test_rows_do_not_see_each_other(name: str) -> None:
+    """The bits of a row are the same whatever the lengths of the others."""
+    layout = LAYOUTS[name]
+    case = Case(positions=(300, 63, 300, 300), counts=(1, 1, 1, 1))
+    x, _ = packed_inputs(case, layout)
+    whole = run(decode_reference.paged_decode, layout, case, x)
+    for others in ([-1, -1], [5, 200]):
+        crowd = Inputs(x.q, jnp.asarray([300, 63, *others], jnp.int32), x.counts, x.pool, x.tables)
+        for a, b in zip(run(decode_reference.paged_decode, layout, case, crowd), whole, strict=True):
+            np.testing.assert_array_equal(a[:2], b[:2])

@@ -1,0 +1,90 @@
+"""Codes in bytes: what packing and the quantizers promise for any input."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.layouts.packing import TINY, Affine, affine, pack, quantize, quantize8, unpack
+
+FLOATS = st.floats(-100, 100, width=32)
+
+
+def vectors(min_size: int, max_size: int) -> st.SearchStrategy[list[float]]:
+    return st.lists(FLOATS, min_size=min_size, max_size=max_size)
+
+
+@given(data=st.data(), bits=st.sampled_from([2, 4, 8]), bytes_=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_packing_is_planar_and_reversible(data: st.DataObject, bits: int, bytes_: int) -> None:
+    fields = 8 // bits
+    n = bytes_ * fields
+    codes = np.array(data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=n, max_size=n)), np.uint8)
+    packed = np.asarray(pack(jnp.asarray(codes), bits))
+    assert packed.shape == (bytes_,)
+    for field in range(fields):
+        np.testing.assert_array_equal(
+            (packed.astype(int) >> (bits * field)) % 2**bits, codes[field * bytes_ :][:bytes_]
+        )
+    np.testing.assert_array_equal(unpack(jnp.asarray(packed), bits), codes)
+
+
+@given(x=vectors(2, 64), bits=st.sampled_from([2, 4, 8]))
+@settings(max_examples=100, deadline=None)
+def test_quantization_errs_by_half_a_step(x: list[float], bits: int) -> None:
+    values = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+    to = affine(jnp.asarray(values, jnp.bfloat16), 0, bits)
+    codes = np.asarray(quantize(jnp.asarray(values, jnp.float32), to, bits), np.float64)
+    scale, minimum = float(to.scale), float(to.minimum)
+    assert minimum == values.min()
+    # A stored scale may be 2^-9 smaller than the exact one, and then the largest value is beyond the last code.
+    beyond = (2**bits - 1) * scale * 2**-8
+    assert np.all(np.abs(codes * scale + minimum - values) <= scale / 2 * (1 + 1e-5) + beyond)
+
+
+def test_equal_values_are_kept() -> None:
+    to = affine(jnp.full((4,), 3.5, jnp.bfloat16), 0, 2)
+    assert to == Affine(jnp.bfloat16(1), jnp.bfloat16(3.5))
+    np.testing.assert_array_equal(quantize(jnp.full((4,), 3.5), to, 2), 0)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_scales_stay_finite_over_the_whole_range(bits: int) -> None:
+    largest = float(jnp.finfo(jnp.bfloat16).max)
+    to = affine(jnp.asarray([-largest, 0, largest], jnp.bfloat16), 0, bits)
+    assert jnp.isfinite(to.scale)
+    codes = quantize(jnp.asarray([-largest, largest]), to, bits)
+    assert jnp.all(jnp.isfinite(codes * to.scale.astype(jnp.float32) + to.minimum.astype(jnp.float32)))
+
+
+@given(x=vectors(32, 32), shift=FLOATS)
+@settings(max_examples=100, deadline=None)
+def test_eight_bits_err_by_half_a_step(x: list[float], shift: float) -> None:
+    values = jnp.asarray(x, jnp.float32) + shift
+    (codes,), scale, center = quantize8(values)
+    assert np.array_equal(codes, np.round(codes)) and codes.min() >= -128 and codes.max() <= 127
+    rounding = 1e-6 * float(jnp.max(jnp.abs(values)))
+    assert jnp.max(jnp.abs(scale * codes + center - values)) <= scale[0] / 2 + 128 * rounding + TINY
+
+
+@pytest.mark.parametrize("value", [0.0, -3.25, 1e-37, 1e30])
+def test_eight_bits_keep_a_constant_vector(value: float) -> None:
+    (codes,), scale, center = quantize8(jnp.full((2, 16), value, jnp.float32))
+    np.testing.assert_array_equal(scale * codes + center, jnp.full((2, 16), value, jnp.float32))
+
+
+def test_eight_bits_look_at_one_vector_alone() -> None:
+    """Split in arrays side by side or whole, alone or among others."""
+    x = jax.random.normal(jax.random.key(0), (5, 64))
+    (whole,), scale, center = quantize8(x)
+    (left, right), *rest = quantize8(x[:, :32], x[:, 32:])
+    np.testing.assert_array_equal(jnp.concatenate([left, right], axis=1), whole)
+    (alone,), *single = quantize8(x[3:4])
+    np.testing.assert_array_equal(alone, whole[3:4])
+    for a, b, c in zip(rest, (scale, center), single, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(c, b[3:4])
