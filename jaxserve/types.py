@@ -129,6 +129,12 @@ class Submit(Frozen, tag="submit"):
     request: Request
 
 
+class SubmitAll(Frozen, tag="submit_all"):
+    """Requests that enter together: no step is planned before all of them wait, so a run can repeat bit for bit."""
+
+    requests: tuple[Request, ...]
+
+
 class Cancel(Frozen, tag="cancel"):
     """Ends requests without a further word; their pages are free at the next step. Unknown ids are ignored."""
 
@@ -143,7 +149,7 @@ class Control(Frozen, tag="control"):
     program: str = ""
 
 
-ToCore = Submit | Cancel | Control
+ToCore = Submit | SubmitAll | Cancel | Control
 
 
 class FinishReason(StrEnum):
@@ -195,6 +201,8 @@ class Ready(Frozen, tag="ready"):
     page_tokens: int
     max_num_seqs: int
     startup_s: float
+    page_classes: tuple[PageClasses, ...] = ()
+    """What the KV cache is made of, by group."""
 
 
 class Stats(Frozen, tag="stats"):

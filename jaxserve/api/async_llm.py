@@ -179,7 +179,8 @@ class AsyncLLM:
         """
         all_running: list[_Running] = []
         try:
-            all_running.extend(map(self._start, states))
+            all_running.extend(map(self._track, states))
+            self._client.submit_all([state.request for state in states])
             for running in all_running:
                 while not running.state.finished:
                     if self.failure is not None:
@@ -237,6 +238,9 @@ class AsyncLLM:
 
     def _start(self, state: RequestState) -> _Running:
         self._client.submit(state.request)
+        return self._track(state)
+
+    def _track(self, state: RequestState) -> _Running:
         running = self._running[state.request.id] = _Running(state)
         self._sequences += state.request.params.n
         return running

@@ -17,7 +17,7 @@ from jaxserve.engine.client import EngineDead
 from jaxserve.text.intake import ParsedPrompt, Prompt, parse_prompt
 from jaxserve.text.processor import RequestState
 from jaxserve.text.tokenizer import Tokenizer
-from jaxserve.types import ModelLimits, ParamError, RequestOutput, SamplingParams, Stats
+from jaxserve.types import ModelLimits, ParamError, Ready, RequestOutput, SamplingParams, Stats
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
@@ -127,6 +127,11 @@ class LLM:
     @property
     def limits(self) -> ModelLimits:
         return self._llm.limits
+
+    @property
+    def ready(self) -> Ready:
+        """What the engine said when it had started: its limits and the shape of its KV cache."""
+        return self._llm.ready
 
     def stats(self) -> Stats:
         """The engine's counters and gauges."""

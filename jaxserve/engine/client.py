@@ -35,6 +35,10 @@ class EngineClient(Protocol):
         """Queues a request. Its deltas come through the sink; the last delta of every choice carries `finish`."""
         ...
 
+    def submit_all(self, requests: Sequence[Request]) -> None:
+        """Queues requests so that the core plans no step before it has them all."""
+        ...
+
     def cancel(self, ids: Sequence[str]) -> None:
         """Ends requests; no further delta of theirs reaches the sink after the core has read this."""
         ...

@@ -21,7 +21,6 @@ from jaxserve.types import (
     Arrive,
     Cancel,
     CloseProgram,
-    Control,
     Delta,
     Deltas,
     FinishReason,
@@ -34,7 +33,9 @@ from jaxserve.types import (
     Stats,
     StepDone,
     Submit,
+    SubmitAll,
     Tick,
+    ToCore,
 )
 
 log = logging.getLogger(__name__)
@@ -155,14 +156,12 @@ class EngineCore:
 
     # Messages
 
-    def _on_message(self, message: Submit | Cancel | Control) -> None:
+    def _on_message(self, message: ToCore) -> None:
         if isinstance(message, Submit):
-            try:
-                self._submit(message.request)
-            except Exception as error:  # one request cannot hurt another
-                if not isinstance(error, ValueError):
-                    log.exception("request %s failed at admission", message.request.id)
-                self._refuse(message.request, str(error))
+            self._take(message.request)
+        elif isinstance(message, SubmitAll):
+            for request in message.requests:
+                self._take(request)
         elif isinstance(message, Cancel):
             for name in message.ids:
                 self._cancel(name)
@@ -174,6 +173,14 @@ class EngineCore:
             elif message.verb == "close_program":
                 self._scheduler.on_event(CloseProgram(now=self._clock(), program=message.program))
             self._emit(self._stats(message.token))
+
+    def _take(self, request: Request) -> None:
+        try:
+            self._submit(request)
+        except Exception as error:  # one request cannot hurt another
+            if not isinstance(error, ValueError):
+                log.exception("request %s failed at admission", request.id)
+            self._refuse(request, str(error))
 
     def _submit(self, request: Request) -> None:
         if request.id in self._requests:

@@ -90,6 +90,7 @@ def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], Non
         page_tokens=PAGE_TOKENS,
         max_num_seqs=loaded.shape.slots,
         startup_s=elapsed,
+        page_classes=classes,
     )
     return EngineCore(
         scheduler,

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 
 from jaxserve.config import ConfigError
 from jaxserve.engine.client import DeltaSink, EngineDead
-from jaxserve.types import Cancel, Control, Deltas, Failed, FromCore, Ready, Request, Stats, Submit, ToCore
+from jaxserve.types import (
+    Cancel,
+    Control,
+    Deltas,
+    Failed,
+    FromCore,
+    Ready,
+    Request,
+    Stats,
+    Submit,
+    SubmitAll,
+    ToCore,
+)
 
 
 class MessageClient:
@@ -20,6 +32,9 @@ class MessageClient:
 
     def submit(self, request: Request) -> None:
         self._put(Submit(request=request))
+
+    def submit_all(self, requests: Sequence[Request]) -> None:
+        self._put(SubmitAll(requests=tuple(requests)))
 
     def cancel(self, ids: Sequence[str]) -> None:
         self._put(Cancel(ids=tuple(ids)))

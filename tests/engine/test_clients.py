@@ -6,14 +6,17 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.client import EngineDead
 from jaxserve.engine.process import ProcessClient
 from jaxserve.engine.thread import ThreadClient
-from jaxserve.types import Delta, Request, SamplingParams
+from jaxserve.scheduler.record import EVENT, PLAN, frames
+from jaxserve.types import Arrive, Delta, Event, Plan, Request, SamplingParams
 from tests.engine.test_engine import SHAPE
 
 Client = ThreadClient | ProcessClient
@@ -99,3 +102,25 @@ def test_a_refusal_crosses_the_process_border(executables: str) -> None:
 
 async def never(client: Client, deltas: asyncio.Queue) -> None:
     raise AssertionError("it started")
+
+
+@pytest.mark.parametrize("kind", [ThreadClient, ProcessClient])
+def test_requests_submitted_together_wait_together(kind: type[Client], executables: str, tmp_path: Path) -> None:
+    """The record of scheduler events and plans has every arrival before the first plan that does something."""
+
+    async def body(client: Client, deltas: asyncio.Queue) -> None:
+        client.submit_all([request(str(number)) for number in range(40)])
+        ended = 0
+        while ended < 40:
+            ended += (await deltas.get()).finish is not None
+
+    record = tmp_path / "record"
+    with_client(kind, config(executables, record=str(record)), body)
+    plan, event = msgspec.msgpack.Decoder(Plan), msgspec.msgpack.Decoder(Event)
+    before = []
+    for sort, data in frames(record.read_bytes()):
+        if sort == PLAN and plan.decode(data).has_work:
+            break
+        if sort == EVENT:
+            before.append(event.decode(data))
+    assert sum(isinstance(one, Arrive) for one in before) == 40
