@@ -9,7 +9,7 @@ from typing import Protocol
 from jaxserve.api import LLM
 from jaxserve.config import ConfigError
 from jaxserve.eval.memory import sequences_cached
-from jaxserve.eval.modes import SINGLE, Ask, waves
+from jaxserve.eval.modes import MULTI_TURN, SINGLE, Ask, waves
 from jaxserve.eval.prompts import Style
 from jaxserve.eval.rows import Key, Row
 from jaxserve.eval.tasks import Document
@@ -53,6 +53,8 @@ class RetrievalCell:
     mode: str
     documents: tuple[Document, ...]
     style: Style
+    program: bool = False
+    """Turns of a document are turns of a program (multi-turn only: other modes have no turns)."""
 
     @property
     def key(self) -> Key:
@@ -70,17 +72,24 @@ class RetrievalCell:
         turns = len(self.documents[0].turns)
         # What later waves shall find cached must still be there when they come.
         together = len(self.documents) if self.mode == SINGLE else self._held(llm)
+        programs = self.program and self.mode == MULTI_TURN
         rows: list[Row] = []
         for first in range(0, len(self.documents), together):
             group = range(first, min(first + together, len(self.documents)))
             for wave in waves(self.mode, group, turns):
-                outputs = llm.generate([self._prompt(ask) for ask in wave], [self._params(a) for a in wave], False)
+                outputs = llm.generate(
+                    [self._prompt(ask) for ask in wave],
+                    [self._params(ask) for ask in wave],
+                    use_tqdm=False,
+                    program_id=[ask.scope for ask in wave] if programs else None,
+                    last_turn=programs and wave[0].last,
+                )
                 rows += [self._row(ask, output) for ask, output in zip(wave, outputs, strict=True)]
                 done(len(wave))
         return sorted(rows, key=lambda row: row.item)
 
     def _held(self, llm: LLM) -> int:
-        # Half: the other half is for sequences that run and for pages that hash differently at their ends.
+        # Half: the other half is for sequences that run; and programs may hold half (--program-share).
         return max(1, sequences_cached(llm.ready.page_classes, self.length) // 2)
 
     def _prompt(self, ask: Ask) -> dict[str, object]:

@@ -32,8 +32,9 @@ class EvalOptions:
     )
     reuse: str = option(
         "prefix",
-        "How later turns find the KV of earlier ones. prefix: the prefix cache.",
-        choices=("prefix",),
+        "How later turns find the KV of earlier ones. prefix: in the prefix cache. program: held for their program, "
+        "with the prefix cache off; the one way for KV that is private to a sequence.",
+        choices=("prefix", "program"),
     )
     task_seed: int = option(0, "Seeds what is generated.")
     out: str | None = option(None, "Folder for results; run the same command again to go on after an interruption.")

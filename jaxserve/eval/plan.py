@@ -27,6 +27,9 @@ def plan(options: EvalOptions, llm: LLM) -> list[Cell]:
         for length in dict.fromkeys(options.lengths):
             seeds = [f"{options.task_seed}/{name}/{length}/{number}" for number in range(-(-options.items // turns))]
             documents = tuple(fit(name, RETRIEVAL[name], style, count, length, turns, seed) for seed in seeds)
-            cells += [RetrievalCell(name, length, mode, documents, style) for mode in dict.fromkeys(options.mode)]
+            cells += [
+                RetrievalCell(name, length, mode, documents, style, options.reuse == "program")
+                for mode in dict.fromkeys(options.mode)
+            ]
     check_lengths(cells, llm.limits.max_model_len)
     return cells

@@ -19,6 +19,7 @@ from jaxserve.eval.options import EvalConfig
 from jaxserve.eval.plan import plan
 from jaxserve.eval.rows import Key, Row, RowFile
 
+FOREVER_S = 1e9
 _FREE = ("task", "lengths", "mode", "out")
 """Options that choose cells and do not change what a cell gives."""
 
@@ -39,6 +40,7 @@ def evaluate(config: EvalConfig, progress: bool = True) -> Result:
         ConfigError, CheckpointError: what cannot be measured, before any work.
         EngineDead, RuntimeError: the engine failed.
     """
+    config = replace(config, engine=_reusing(config.engine, config.eval.reuse))
     folder = None if config.eval.out is None else _folder(Path(config.eval.out), config)
     with LLM(**flat_options(config.engine)) as llm:
         cells = plan(config.eval, llm)
@@ -75,6 +77,17 @@ def run_cells(
     return {cell.key: found[cell.key] for cell in cells}, time.monotonic() - start
 
 
+def _reusing(engine: EngineConfig, reuse: str) -> EngineConfig:
+    """Program reuse alone: no prefix cache beside it, and no turn that comes too late."""
+    if reuse == "prefix":
+        return engine
+    return replace(
+        engine,
+        cache=replace(engine.cache, enable_prefix_caching=False),
+        scheduler=replace(engine.scheduler, program_ttl=FOREVER_S),
+    )
+
+
 def flat_options(config: EngineConfig) -> dict[str, Any]:
     """An engine config as keywords of LLM."""
     options = {}
@@ -91,7 +104,7 @@ def _folder(path: Path, config: EvalConfig) -> Path:
     mine = {
         "jaxserve": __version__,
         "eval": {name: value for name, value in asdict(config.eval).items() if name not in _FREE},
-        "engine": flat_options(replace(config.engine)),
+        "engine": flat_options(config.engine),
     }
     mine = msgspec.json.decode(msgspec.json.encode(mine))
     stamp = path / "run.json"

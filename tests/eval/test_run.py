@@ -44,6 +44,15 @@ def test_the_bundled_model_recalls_and_reuse_is_counted(engine_options: dict[str
     assert first == second, "two runs of one configuration differ"
 
 
+def test_turns_of_a_program_find_what_was_held_for_it(engine_options: dict[str, Any]) -> None:
+    options = {"mode": ["multi-turn", "multi-request"]}
+    by_program, by_prefix = (rows_of(run(engine_options, **options, reuse=reuse)) for reuse in ("program", "prefix"))
+    assert all((row.cached_tokens >= 192) == (row.turn > 0) for row in by_program if row.mode == "multi-turn")
+    assert not any(row.cached_tokens for row in by_program if row.mode == "multi-request")
+    assert any(row.cached_tokens for row in by_prefix if row.mode == "multi-request")
+    assert [row.output for row in by_program] == [row.output for row in by_prefix]
+
+
 def test_an_interrupted_run_goes_on(engine_options: dict[str, Any], tmp_path: Path) -> None:
     run(engine_options, out=str(tmp_path))
     file = tmp_path / "results.jsonl"

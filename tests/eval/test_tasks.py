@@ -98,7 +98,8 @@ def test_every_mode_asks_everything_once(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "right"), [(" 7305", True), (" 7305.\nQ: x", True), (" 73052", False), (" 7305 7305", False), ("", False)]
+    ("output", "right"),
+    [(" 7305", True), (" 7305.\nQ: x", True), (" 73052", False), (" 7305 7305", False), ("", False)],
 )
 def test_a_plain_answer_is_the_whole_line(output: str, right: bool) -> None:
     assert PLAIN.right(output, "7305") is right
