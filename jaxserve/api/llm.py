@@ -117,6 +117,10 @@ class LLM:
             last_turn=last_turn,
         )
 
+    def chat_prompt(self, messages: Messages, **options: Any) -> str:
+        """The text that `chat` would complete; see text/chat.py for the options. Encode it without special tokens."""
+        return self._llm.chat_prompt(messages, **options)
+
     def get_tokenizer(self) -> Tokenizer:
         return self._llm.tokenizer
 

@@ -23,6 +23,7 @@ VERBS = {
     "batch": "Run a JSONL file of OpenAI batch lines; continues where it was interrupted.",
     "chat": "Talk with a model in the terminal.",
     "complete": "Continue a text.",
+    "eval": "Measure answers: retrieval, perplexity, data sets, one engine against another.",
     "bench": "Measure throughput and latency, of the library or of any OpenAI-compatible server.",
     "profile": "Measure the steps of the engine here, for `simulate --cost`.",
     "simulate": "Compare scheduling policies on a trace in virtual time.",

@@ -1,0 +1,54 @@
+"""`jaxserve eval`: what a model, or a technique, gets right."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jaxserve.cli.errors import Failure
+from jaxserve.cli.parser import Parser, choose_platform
+from jaxserve.config import add_arguments, from_arguments
+
+
+def parser() -> Parser:
+    from jaxserve.eval.options import EvalConfig
+
+    made = Parser(
+        "eval",
+        """
+        Measures answers. Retrieval tasks of chosen lengths are generated from a seed and asked in three modes: each
+        question with its context alone, turn by turn, and many questions on one shared context. Prints accuracy by
+        length, depth and turn with confidence intervals. docs/evaluation.md explains how to read the numbers.
+        """,
+        """
+        jaxserve eval --items 20                                  # the bundled model, a few minutes
+        jaxserve eval --task kv-recall needle --lengths 512,4096 --model ~/models/Qwen3-0.6B --style chat
+        jaxserve eval --out results                               # run it again to go on after an interruption
+        """,
+    )
+    add_arguments(made, EvalConfig)
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    from jaxserve.eval.options import EvalConfig
+
+    for name in ("task", "lengths", "mode"):
+        if name in args:
+            setattr(args, name, [part for text in getattr(args, name) for part in text.split(",") if part])
+    if "wait_for_buckets" not in args:
+        args.wait_for_buckets = True  # a program swapped in during a run would change its last bits
+    config = from_arguments(EvalConfig, args)
+    choose_platform(config.engine)
+    from jaxserve.eval.report import summary, tables, write_summary
+    from jaxserve.eval.run import evaluate
+
+    try:
+        result = evaluate(config, progress=sys.stderr.isatty())
+    except RuntimeError as error:
+        raise Failure(str(error)) from None
+    print(tables(result), end="")
+    if config.eval.out is not None:
+        write_summary(Path(config.eval.out) / "summary.json", summary(result))
+    return 0
