@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from random import Random
 
+from typing import Any
+
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -129,7 +131,7 @@ _CONFIG = {
     "use_sliding_window": False,
 }
 _VOCABULARY = [f"t{number:02}" for number in range(TOKENS)]
-_TOKENIZER = {
+_TOKENIZER: dict[str, Any] = {
     "version": "1.0",
     "truncation": None,
     "padding": None,

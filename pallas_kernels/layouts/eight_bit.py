@@ -129,7 +129,8 @@ class EightBitRows(EightBit):
         return 1, 1
 
     def in_kernel(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, *, interpret: bool) -> KernelPages:
-        return _Pages(*refs, layer, head, self.code.zeros)
+        codes, sides = refs
+        return _Pages(codes, sides, layer, head, self.code.zeros)
 
 
 @dataclass(frozen=True)
