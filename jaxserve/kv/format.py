@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.kv.meta import Rows
+from jaxserve.kv.reading import ReadingRule
 from jaxserve.types import KVGroup
 from pallas_kernels.merge import Attended
 
@@ -58,6 +59,11 @@ class KVFormat:
     sink_pages: int = 0
     residual_pages: int = 0
 
+    @property
+    def rule(self) -> ReadingRule | None:
+        """Two classes: which pages are read in which form."""
+        return None
+
     def kinds(self, group: KVGroup) -> tuple[PageKind, ...]:
         """The page classes of `group`: one if tokens are written in final form, two if full pages are sealed."""
         raise NotImplementedError
@@ -79,7 +85,7 @@ class KVFormat:
         raise NotImplementedError
 
     def pages_held(self, pages: int) -> tuple[int, ...]:
-        """Pages of each class that a sequence holds at most while `pages` of its pages are live."""
+        """Pages of each class that a sequence holds while `pages` of its pages are live."""
         raise NotImplementedError
 
     def write_rows(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, rows: Rows) -> Pool:
@@ -94,8 +100,13 @@ class KVFormat:
         """Attention of decode rows, q [rows, q_tokens, heads, head_dim], over all positions up to their own."""
         raise NotImplementedError
 
-    def attend_tiles(self, q: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec) -> Attended:
-        """Attention of prefill tiles, q [tiles, page_tokens, heads, head_dim]."""
+    def attend_tiles(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec
+    ) -> Attended:
+        """Attention of prefill tiles, q [tiles, page_tokens, heads, head_dim], after all writes of the layer.
+
+        k, v: what `write_tiles` was given, for formats that read a tile's own page before it is quantized.
+        """
         raise NotImplementedError
 
     def finite(self, page: Any) -> bool:
