@@ -46,7 +46,6 @@ class Pages:
         """Tokens looked up in the prefix index, counted when the sequence is first admitted."""
         self.hits = 0
         self._limits = limits
-        self._table_entries = pages_for(limits.max_model_len)
         self._releases = self.seals or any(rule.window is not None for rule in self.rules)
         self._held: list[tuple[int, int]] = []
 
@@ -68,11 +67,11 @@ class Pages:
         """Whether so many pages of every pool can be granted."""
         return all(pool.available >= count for pool, count in zip(self.flat, pages, strict=True))
 
-    def row(self, seq: Seq, length: int, end: int) -> Span:
+    def row(self, length: int, end: int) -> Span:
         """What a row needs of a sequence of at least `length` tokens; it writes positions below `end`, at or above
         which the next row begins at the latest."""
-        full = min(end, seq.end - 1) // PAGE_TOKENS
-        return Span(min(pages_for(end), self._table_entries), (length - 1) // PAGE_TOKENS, full)
+        end = min(end, self._limits.max_model_len)
+        return Span(pages_for(end), (length - 1) // PAGE_TOKENS, end // PAGE_TOKENS)
 
     def usage(self) -> float:
         """Share of the fullest pool that is referenced."""

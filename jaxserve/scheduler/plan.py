@@ -65,7 +65,7 @@ class Draft:
         # Every position that the row can write has an entry; the device drops what lies beyond the table.
         fills = self.pages.seals and end // PAGE_TOKENS > (length - 1) // PAGE_TOKENS
         if fills or end > seq.table_end * PAGE_TOKENS:
-            span = self.pages.row(seq, length, end)
+            span = self.pages.row(length, end)
             if not self._grow(seq, span):
                 return False
             if fills:

@@ -24,7 +24,7 @@ Names = list[bytes | None]
 class Pin:
     """Pages of a program's last turn. `seq`, which has finished, owns them while the pin is hard."""
 
-    __slots__ = ("awaited", "expires", "hard", "names", "program", "seq", "since", "tokens", "tool")
+    __slots__ = ("awaited", "expires", "first", "hard", "names", "program", "seq", "since", "tokens", "tool")
 
     def __init__(self, seq: Seq, now: float, seconds: float) -> None:
         self.program = seq.program
@@ -37,6 +37,7 @@ class Pin:
         self.awaited = 0
         """Turns of the program that wait to take it over. It does not expire meanwhile."""
         self.hard = True
+        self.first = tuple(table.first for table in seq.tables)
         self.names: tuple[Names, ...] = ()
 
     @property
@@ -192,9 +193,9 @@ class Programs:
     def _found(self, pin: Pin) -> tuple[Table, ...]:
         """What is left of a soft pin, up to the first page that was evicted."""
         tables = []
-        for pool, names in zip(self._pages.flat, pin.names, strict=True):
+        for pool, names, first in zip(self._pages.flat, pin.names, pin.first, strict=True):
             table = Table()
-            table.first = next((i for i, name in enumerate(names) if name is not None), 0)
+            table.first = first
             for name in names:
                 page = None if name is None else pool.find(name)
                 if name is not None and page is None:
