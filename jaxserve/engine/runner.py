@@ -12,6 +12,7 @@ import numpy as np
 from jaxserve.engine.layout import blank_head_rows
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.sequence import Sequence
+from jaxserve.engine.shapes import fit
 from jaxserve.engine.step import COPIES, SEALS, StepFunctions, copy_name, forward_name, head_name, seal_name
 from jaxserve.kv.meta import ABSENT
 from jaxserve.kv.state import KVState

@@ -5,7 +5,7 @@
     admit(slots, packed) -> slots                                    a sequence's tokens and parameters into its slot
     tables(kv, packed) -> kv                                         a slot's whole block table
     copy[n](kv, packed) -> kv                                        pages forked before a step
-    seal[n](kv, slots, packed) -> kv                                 16-bit pages that rows have filled become sealed ones
+    seal[n](kv, slots, packed) -> kv                                 pages that decode rows have filled
     score(params, slots, packed) -> logprobs                         prompt log-probs of one tile
 
 `kv` and `slots` are donated by every program that returns them.
@@ -85,7 +85,9 @@ class StepFunctions:
         offsets = jnp.arange(PAGE_TOKENS, dtype=jnp.int32)
         tile_positions = tile_starts[:, None] + offsets
         tile_tokens = slots.tokens.at[tile_slots[:, None], tile_positions].get(mode="fill", fill_value=0)
-        meta = build_meta(kv.tables, row_slots, row_positions[:, 0], row_counts, tile_slots, tile_starts, tile_counts, self._rules)
+        meta = build_meta(
+            kv.tables, row_slots, row_positions[:, 0], row_counts, tile_slots, tile_starts, tile_counts, self._rules
+        )
         groups = self._layer_groups()
 
         def attend(layer: int, kv: KVState, q: jax.Array, k: jax.Array, v: jax.Array):
@@ -122,8 +124,8 @@ class StepFunctions:
         return kv.with_pool(group, format.with_part(pool, 0, copied))
 
     def seal(self, kv: KVState, slots: Slots, packed: jax.Array) -> KVState:
-        """packed [groups, 4, n]: slot, index of the page, source and target page. A page that its slot's length does not
-        yet say to be full is left alone: the host did not know better."""
+        """packed [groups, 4, n]: slot, index of the page, source and target page. A page that is not yet full, by its
+        slot's length, is left alone: the host did not know better."""
         for group, format in enumerate(kv.formats):
             if format.rule is not None:
                 ids, index, source, target = packed[group]

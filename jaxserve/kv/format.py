@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -149,10 +150,15 @@ class Registry:
         return tuple(sorted((*self._formats, *self._aliases)))
 
     def get(self, name: str, **options: Any) -> KVFormat:
-        """The format called `name`. ValueError, with the known names, if there is none."""
         if name not in self.choices():
             raise ValueError(f"--kv-cache-dtype {name} is not known; choose one of {', '.join(self.choices())}.")
-        return self._formats[self._aliases.get(name, name)](**options)
+        kind = self._formats[self._aliases.get(name, name)]
+        for option in sorted(set(options) - {f.name for f in dataclasses.fields(kind)}):  # type: ignore[arg-type]
+            raise ValueError(
+                f"--kv-cache-dtype {name} knows no {option}: only formats that seal full pages do, because only they "
+                "keep some pages in 16 bits."
+            )
+        return kind(**options)
 
 
 formats = Registry()

@@ -70,7 +70,9 @@ def build_meta(
             for rows, rule in zip(decode, rules, strict=False)
         ),
         tiles=tuple(
-            replace(rows, reads=tile_reads(rule, rows.tables, tile_slots, rows.positions, rows.counts)) if rule else rows
+            replace(rows, reads=tile_reads(rule, rows.tables, tile_slots, rows.positions, rows.counts))
+            if rule
+            else rows
             for rows, rule in zip(tiles, rules, strict=False)
         ),
     )

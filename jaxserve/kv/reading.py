@@ -38,16 +38,25 @@ class Reads:
     sealed: int32 [rows, max_pages], ids of class 1 by page of the sequence; ABSENT for what is read otherwise.
     open: int32 [rows, sinks + residual], ids of class 0 in rising order of pages; ABSENT for what is not there.
     places: int32 [rows, sinks + residual + more], the page of the sequence that each entry of `open` is; -1 for none.
-    tiles: int32 like `places`, for tiles only: where the page is no page of the pool but a tile of this step, its
-    index; ABSENT elsewhere. The `more` entries are tiles all of them; there are none but for an exact rule.
-    seals: int32 [rows], for tiles only: the page of class 1 that is made of the tile's page, which it completes.
     """
 
     sealed: jax.Array
     open: jax.Array
     places: jax.Array
-    tiles: jax.Array | None = None
-    seals: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TileReads(Reads):
+    """Of prefill tiles, which may read each other.
+
+    tiles: int32 like `places`: where the page is no page of the pool but a tile of this step, its index; ABSENT
+    elsewhere. The `more` entries are tiles all of them; there are none but for an exact rule.
+    seals: int32 [tiles], the page of class 1 that is made of a tile's page, if it completes it; else ABSENT.
+    """
+
+    tiles: jax.Array
+    seals: jax.Array
 
 
 def row_reads(rule: ReadingRule, tables: jax.Array, positions: jax.Array) -> Reads:
@@ -70,7 +79,7 @@ def row_reads(rule: ReadingRule, tables: jax.Array, positions: jax.Array) -> Rea
 
 def tile_reads(
     rule: ReadingRule, tables: jax.Array, slots: jax.Array, positions: jax.Array, counts: jax.Array
-) -> Reads:
+) -> TileReads:
     """As `row_reads`, for tiles of `counts` tokens int32 [tiles], each within one page of the sequence in its slot."""
     reads = row_reads(rule, tables, positions)
     sealed, places = reads.sealed, reads.places
@@ -87,4 +96,4 @@ def tile_reads(
         sealed = jnp.where(jnp.arange(sealed.shape[1]) < chunk[:, None], sealed, ABSENT)
     completes = (counts > 0) & ((positions + counts) % PAGE_TOKENS == 0) & (page >= rule.sinks)
     target = jnp.take_along_axis(tables[1], jnp.maximum(page, 0)[:, None], axis=1, mode="clip")[:, 0]
-    return Reads(sealed, reads.open, places, tiles, jnp.where(completes, target, ABSENT))
+    return TileReads(sealed, reads.open, places, tiles, jnp.where(completes, target, ABSENT))

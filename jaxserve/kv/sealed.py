@@ -1,7 +1,7 @@
 """Formats with two page classes: tokens go to 16-bit pages, full pages are sealed, once. Knows no particular code.
 
-The reading rule (kv/reading.py) says which pages a query reads in which form. Values are rounded to the 16-bit page type
-before they are quantized, whichever way they came, so a sealed page has the same bits however it came about.
+The reading rule (kv/reading.py) says which pages a query reads in which form. Values are rounded to the 16-bit page
+type before they are quantized, whichever way they came, so a sealed page has the same bits however it came about.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxserve.kv.format import AttentionSpec, KVFormat, Layer, PageKind
 from jaxserve.kv.meta import ABSENT, Rows
-from jaxserve.kv.reading import ReadingRule, Reads
+from jaxserve.kv.reading import ReadingRule, Reads, TileReads
 from jaxserve.types import PAGE_TOKENS, KVGroup
 from pallas_kernels.backends import resolve
 from pallas_kernels.layouts import Columns, Dense, Layout, SealedLayout, FloatLayout
@@ -125,7 +125,7 @@ class SealedFormat(KVFormat):
         full = [jnp.where(inside[:, None, :, None], x, old) for x, old in zip((k, v), before, strict=True)]
         return {
             "open": self.open.put_pages(pool["open"], layer, k, v, tiles.pages, inside),
-            "sealed": self._store(pool["sealed"], layer, _reads(tiles).seals, *full),
+            "sealed": self._store(pool["sealed"], layer, _tile_reads(tiles).seals, *full),
         }
 
     def seal(self, pool: Pool, src: jax.Array, dst: jax.Array) -> Pool:
@@ -166,7 +166,7 @@ class SealedFormat(KVFormat):
     def attend_tiles(
         self, q: jax.Array, k: jax.Array, v: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec
     ) -> Attended:
-        reads = _reads(tiles)
+        reads = _tile_reads(tiles)
         near, table = self._near(pool["open"], layer, *self._as_pages(k, v), reads)
         attend = self._attention(paged_prefill, q, tiles, spec)
         return merge(
@@ -176,9 +176,7 @@ class SealedFormat(KVFormat):
             ]
         )
 
-    def _near(
-        self, pool: Any, layer: Layer, k: jax.Array, v: jax.Array, reads: Reads
-    ) -> tuple[Any, jax.Array]:
+    def _near(self, pool: Any, layer: Layer, k: jax.Array, v: jax.Array, reads: TileReads) -> tuple[Any, jax.Array]:
         """A pool of one layer with everything that tiles read in 16 bits, and their tables into it.
 
         Pages of this step that are sealed at once exist as activations only, k, v [tiles, kv_heads, page_tokens,
@@ -228,3 +226,10 @@ def _reads(rows: Rows) -> Reads:
     if rows.reads is None:
         raise ValueError("a format with two page classes needs its reading rule in build_meta(rules=...).")
     return rows.reads
+
+
+def _tile_reads(tiles: Rows) -> TileReads:
+    reads = _reads(tiles)
+    if not isinstance(reads, TileReads):
+        raise ValueError("attention of tiles was given the page lists of decode rows.")
+    return reads

@@ -70,8 +70,8 @@ class Whole:
         return max(0, span.entries - have)
 
     def need(self, have: int, span: Span, step: int) -> int:
-        """Pages to reserve for that way if it takes several steps of up to `step` pages; a window holds few of them at a
-        time."""
+        """Pages to reserve for that way if it takes several steps of up to `step` pages; a window holds few of them at
+        a time."""
         return min(span.entries - have, self.cap + step)
 
     def least(self, span: Span) -> int:
@@ -85,7 +85,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Open(Whole):
-    """16-bit pages of a group with two classes."""
+    """16-bit pages of a group with two classes. `cap`: besides the sinks."""
 
     sinks: int
     residual: int
@@ -102,9 +102,7 @@ class Open(Whole):
         return sinks + min(span.entries - have - sinks, self.residual)
 
     def least(self, span: Span) -> int:
-        # A chunk brings the pages of its end before those of its beginning go, and a row of uncertain length may need
-        # the next page before the last one is known to be full.
-        return min(span.entries, self.sinks + max(2 * self.residual - 1, self.residual + 1))
+        return min(span.entries, self.sinks + self.cap)
 
     def shares(self, index: int) -> bool:
         # A query right behind a shared prefix reads its last residual - 1 pages in 16 bits.
@@ -154,7 +152,10 @@ def rules_of(number: int, group: PageClasses, limits: Limits) -> tuple[Whole, ..
     if len(group.classes) != 2 or sinks < 0 or residual < 1:
         names = ", ".join(c.name for c in group.classes)
         raise ValueError(
-            f"KV group {number} has page classes ({names}) with {sinks} sink and {residual} residual pages; it can have "
-            "one class, or two with at least 0 sink and 1 residual pages"
+            f"KV group {number} has page classes ({names}) with {sinks} sink and {residual} residual pages; it can "
+            "have one class, or two with at least 0 sink and 1 residual pages"
         )
-    return Open(number, 0, window, cap, sinks, residual), Sealed(number, 1, window, cap, sinks)
+    # A chunk brings the pages of its end before those of its beginning go, and a row of uncertain length may need the
+    # next page before the last one is known to be full.
+    newest = max(2 * residual - 1, residual + (limits.q > 1))
+    return Open(number, 0, window, newest, sinks, residual), Sealed(number, 1, window, cap, sinks)

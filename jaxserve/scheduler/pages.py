@@ -20,7 +20,8 @@ class Start(NamedTuple):
     """Computed content that a sequence can begin with instead of prefilling it.
 
     `first`: by pool, the first table entry that anybody reads. `shared`: by pool, pages by table entry, all below
-    tokens // PAGE_TOKENS. `copied`: by pool, if there are any, pages of another sequence that hold the rest of `tokens`.
+    tokens // PAGE_TOKENS. `copied`: by pool, if there are any, pages of another sequence that hold the rest of
+    `tokens`.
     """
 
     tokens: int
@@ -129,8 +130,8 @@ class Pages:
             if need > pool.size:
                 return (
                     f"prompt ({prompt} tokens) and max_tokens ({max_new}) need {need} KV pages of {PAGE_TOKENS} tokens "
-                    f"({pool.label}) in group {rule.group}, which has {pool.size}; shorten them or give the KV cache more "
-                    "memory"
+                    f"({pool.label}) in group {rule.group}, which has {pool.size}; shorten them or give the KV cache "
+                    "more memory"
                 )
         return None
 
@@ -229,8 +230,8 @@ class Pages:
         seq.release_at = NEVER
 
     def trim(self, seq: Seq, tokens: int) -> None:
-        """Gives back the pages that `fork` has no use for, of a sequence whose first `tokens` are computed. No window has
-        passed them."""
+        """Gives back the pages that `fork` has no use for, of a sequence whose first `tokens` are computed. No window
+        has passed them."""
         end = tokens // PAGE_TOKENS if self.seals else pages_for(tokens)
         for pool, table in zip(self.flat, seq.tables, strict=True):
             for page in reversed(table.refs[end:]):
@@ -375,7 +376,9 @@ class Pages:
             needed = index >= table.first and rule.takes(index, span)
             idle = index < table.first or (isinstance(rule, Open) and rule.sinks <= index < table.tail)
             if (needed and page is None) or (page is not None and (idle or not rule.takes(index, _UNENDING))):
-                raise IntegrityError(f"{where} has page {page} at {index}, first {table.first}, tail {table.tail}; {span}")
+                raise IntegrityError(
+                    f"{where} has page {page} at {index}, first {table.first}, tail {table.tail}; {span}"
+                )
 
 
 _UNENDING = Span(NEVER, 0, NEVER)

@@ -29,6 +29,9 @@ class Spec(NamedTuple):
     softcap: float | None = None
 
 
+PLAIN = Spec()
+
+
 class Work(NamedTuple):
     slot: int
     start: int
@@ -45,9 +48,9 @@ def sequence(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Host:
-    """Plays the scheduler for slots 1 and 3: grants pages by class, seals what rows filled, spoils what it gives back."""
+    """Plays the scheduler for slots 1 and 3: grants pages, seals what rows filled, spoils what it gives back."""
 
-    def __init__(self, format: SealedFormat, spec: Spec = Spec()):
+    def __init__(self, format: SealedFormat, spec: Spec = PLAIN):
         kv = allocate(kv_shapes([GROUP], [format], [(PAGES, PAGES)], SLOTS, LENGTH))
         self.kv, self.format, self.spec = kv, format, spec
         self.held: dict[tuple[int, int, int], int] = {}
@@ -241,10 +244,10 @@ def test_prefill_exact_reads_its_chunk_in_16_bits() -> None:
     exact.run(tiles=chunk(1, 0, 256))
     plain = formats.get("test-plain")
     got = np.stack([exact.got[1, p] for p in range(256)])
-    np.testing.assert_allclose(got, expected(plain, Spec(), 1)[:256], atol=3e-5)
+    np.testing.assert_allclose(got, expected(plain, PLAIN, 1)[:256], atol=3e-5)
     exact.run(tiles=chunk(1, 256, LENGTH))
     got = np.stack([exact.got[1, p] for p in range(256, LENGTH)])
-    wrong = np.abs(got - expected(plain, Spec(), 1)[256:]).max()
+    wrong = np.abs(got - expected(plain, PLAIN, 1)[256:]).max()
     assert wrong > 1e-3, "pages of the chunk before are sealed"
 
 
@@ -291,7 +294,9 @@ def test_both_classes_travel() -> None:
         assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize("option", [{"sink_pages": -1}, {"residual_pages": 3}, {"residual_pages": 0}, {"dtype": "int8"}])
+@pytest.mark.parametrize(
+    "option", [{"sink_pages": -1}, {"residual_pages": 3}, {"residual_pages": 0}, {"dtype": "int8"}]
+)
 def test_options_out_of_range_are_named(option: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(option.values())))):
         formats.get("test-rounded", **option)

@@ -226,7 +226,9 @@ class Device:
             cls = 1
         elif index not in slot.granted[g, 0] and (number, g, index) in self._fresh:
             return self._fresh[number, g, index]
-        assert index in slot.granted[g, cls], f"slot {number} reads page {index} of group {g}, class {cls}: never granted"
+        assert index in slot.granted[g, cls], (
+            f"slot {number} reads page {index} of group {g}, class {cls}: never granted"
+        )
         page = self.pools[g, cls][slot.tables[g, cls][index]]
         return unsealed(page) if cls else page
 

@@ -30,9 +30,7 @@ def groups_of(*pools: tuple[int, int | None]) -> tuple[PageClasses, ...]:
     return tuple(PageClasses(classes=(PageClass(name="kv", pages=n, bytes=1),), window=w) for n, w in pools)
 
 
-def two_classes(
-    open: int, sealed: int, window: int | None = None, sinks: int = 1, residual: int = 1
-) -> PageClasses:
+def two_classes(open: int, sealed: int, window: int | None = None, sinks: int = 1, residual: int = 1) -> PageClasses:
     """A KV group with `open` 16-bit and `sealed` sealed pages."""
     classes = (PageClass(name="bf16", pages=open, bytes=4), PageClass(name="sealed", pages=sealed, bytes=1))
     return PageClasses(classes=classes, window=window, sink_pages=sinks, residual_pages=residual)
