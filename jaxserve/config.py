@@ -102,6 +102,30 @@ class CacheOptions:
     kv_cache_memory: int | None = option(
         None, "Bytes for the KV cache, instead of what is free. Default on a CPU: 256MiB.", parse=human_int, low=1
     )
+    kv_sink_pages: int | None = option(
+        None,
+        "Pages of 64 tokens at the front that formats with sealed pages keep in 16 bits. Default: 1.",
+        low=0,
+        high=16,
+    )
+    kv_residual_pages: int | None = option(
+        None,
+        "Pages up to the newest token that formats with sealed pages read in 16 bits. Default: 1.",
+        low=1,
+        high=2,
+    )
+    kv_expected_len: int | None = option(
+        None,
+        "Tokens of a usual sequence, prompt and answer: memory is split between 16-bit and sealed pages, and between "
+        "full and windowed layers, as such sequences use it. Default: a quarter of max_model_len.",
+        parse=human_int,
+        low=1,
+    )
+    prefill_exact: bool = option(
+        False,
+        "With sealed pages: a prefill chunk attends to itself in 16 bits. Closer to dense KV, but results then depend "
+        "on where chunks begin.",
+    )
     enable_prefix_caching: bool = option(True, "Reuse the KV of prompt beginnings seen before.")
 
 

@@ -37,10 +37,11 @@ class ForwardLayout:
         return vector[:a], vector[a:b].reshape(3, self.tiles), vector[b:].reshape(GRANT_FIELDS, self.grants)
 
     @classmethod
-    def of(cls, shape: EngineShape, groups: int, rows: int, tiles: int) -> ForwardLayout:
-        """A decode row enters at most one new page per group and step, with q > 1 its upper bound may enter two."""
+    def of(cls, shape: EngineShape, tables: int, rows: int, tiles: int) -> ForwardLayout:
+        """`tables`: of a slot, one for each class of each group. A decode row enters at most one new page per table and
+        step, with q > 1 its upper bound may enter two."""
         per_row = 1 if shape.q == 1 else 2
-        return cls(rows=rows, tiles=tiles, grants=groups * (per_row * rows + tiles))
+        return cls(rows=rows, tiles=tiles, grants=tables * (per_row * rows + tiles))
 
     def blank(self, slots: int) -> np.ndarray:
         vector = np.zeros(self.size, np.int32)

@@ -25,14 +25,14 @@ from jaxserve.engine.programs import Program, ProgramSet
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.engine.step import StepFunctions
-from jaxserve.kv import KVState, allocate, formats, kv_shapes, size_pages
+from jaxserve.kv import KVFormat, KVState, allocate, formats, kv_shapes, size_pages
 from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling import state as sampling_state
 from jaxserve.sampling.state import SlotLayout, Slots
 from jaxserve.scheduler import Limits, Recorder, Scheduler, make_policy
 from jaxserve.speculative.ngram import NGram
-from jaxserve.types import PAGE_TOKENS, FromCore, ModelLimits, PageClasses, Ready
+from jaxserve.types import PAGE_TOKENS, FromCore, KVGroup, ModelLimits, PageClasses, Ready
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +80,14 @@ def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], Non
     elapsed = time.perf_counter() - started
     progress(
         f"{programs.compiled} programs compiled, {programs.loaded} loaded, {programs.pending} more in the "
-        f"background; KV cache for {classes[0].classes[0].pages * PAGE_TOKENS} tokens; ready after {elapsed:.1f} s"
+        f"background; KV cache for {_pages(classes[0]) * PAGE_TOKENS} tokens; ready after {elapsed:.1f} s"
     )
     limits = ModelLimits(
         vocab_size=loaded.model.config.vocab_size, max_model_len=loaded.max_len, eos_token_ids=_eos(loaded)
     )
     ready = Ready(
         limits=limits,
-        num_pages=tuple(c.classes[0].pages for c in classes),
+        num_pages=tuple(_pages(group) for group in classes),
         page_tokens=PAGE_TOKENS,
         max_num_seqs=loaded.shape.slots,
         startup_s=elapsed,
@@ -139,12 +139,7 @@ def _device(config: EngineConfig) -> jax.Device:
 def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tuple[PageClasses, ...]]:
     model, shape = loaded.model, loaded.shape
     groups = model.kv_groups()
-    name = config.cache.kv_cache_dtype
-    if name == "auto":
-        name = KV_OF_DTYPE[model.dtype.name] if loaded.on_gpu else "f16"
-    # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
-    backend = "tiled" if config.runtime.batch_invariant else None
-    group_formats = tuple(formats.get(name, backend=backend) for _ in groups)
+    group_formats = _formats(config, loaded, groups)
     layout = SlotLayout(
         slots=shape.slots,
         max_len=shape.max_len,
@@ -168,7 +163,13 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
 
     def sized(memory: int) -> tuple[PageClasses, ...]:
         return size_pages(
-            memory, groups, group_formats, max_model_len=shape.max_len, max_chunk=shape.budget, max_num_seqs=shape.slots
+            memory,
+            groups,
+            group_formats,
+            max_model_len=shape.max_len,
+            max_chunk=shape.budget,
+            expected_len=config.cache.kv_expected_len,
+            max_num_seqs=shape.slots,
         )
 
     memory = config.cache.kv_cache_memory
@@ -176,6 +177,30 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
         memory = _free_memory(config, functions, sized) if loaded.on_gpu else CPU_KV_BYTES
     classes = sized(memory)
     return functions(classes), classes
+
+
+def _formats(config: EngineConfig, loaded: Loaded, groups: tuple[KVGroup, ...]) -> tuple[KVFormat, ...]:
+    """The KV format of each group."""
+    cache, name = config.cache, config.cache.kv_cache_dtype
+    if name == "auto":
+        name = KV_OF_DTYPE[loaded.model.dtype.name] if loaded.on_gpu else "f16"
+    if cache.kv_expected_len is not None and cache.kv_expected_len > loaded.max_len:
+        raise ConfigError(f"--kv-expected-len {cache.kv_expected_len} is more than the model length {loaded.max_len}")
+    # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
+    options: dict[str, Any] = {"backend": "tiled" if config.runtime.batch_invariant else None}
+    sealing = {
+        "sink_pages": cache.kv_sink_pages,
+        "residual_pages": cache.kv_residual_pages,
+        "prefill_exact": cache.prefill_exact or None,
+    }
+    options |= {option: value for option, value in sealing.items() if value is not None}
+    try:
+        format = formats.get(name, **options)
+        for group in groups:
+            format.kinds(group)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return (format,) * len(groups)
 
 
 def _free_memory(config: EngineConfig, functions: Callable, sized: Callable) -> int:
@@ -197,6 +222,10 @@ def _temporaries(program: Program) -> int:
     compiled = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args).compile()
     memory: Any = compiled.memory_analysis()
     return int(memory.temp_size_in_bytes)
+
+
+def _pages(group: PageClasses) -> int:
+    return sum(c.pages for c in group.classes)
 
 
 def _shapes(params: Any) -> Any:

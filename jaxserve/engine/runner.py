@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from jaxserve.engine.layout import blank_head_rows
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.sequence import Sequence
-from jaxserve.engine.step import COPIES, StepFunctions, copy_name, forward_name, head_name
+from jaxserve.engine.shapes import fit
+from jaxserve.engine.step import COPIES, SEALS, StepFunctions, copy_name, forward_name, head_name, seal_name
 from jaxserve.kv.meta import ABSENT
 from jaxserve.kv.state import KVState
 from jaxserve.sampling.admit import pack_admit, pack_extras
@@ -20,7 +21,7 @@ from jaxserve.sampling.bitmask import all_allowed
 from jaxserve.sampling.head import HeadVariant, Out
 from jaxserve.sampling.logprobs import Logprobs
 from jaxserve.sampling.state import Slots
-from jaxserve.types import PAGE_TOKENS, Admit, Grant, Plan, Request, SeqId, Work
+from jaxserve.types import PAGE_TOKENS, Admit, Grant, Plan, Request, Seal, SeqId, Work
 
 
 @dataclass
@@ -64,6 +65,8 @@ class Runner:
         launched.places = rows * self._shape.q + tiles * PAGE_TOKENS
         self._score(plan, sequences, rows, launched)
         self._head(plan, sequences, rows, launched)
+        if plan.pages.seals:
+            self._seal(plan.pages.seals)
         return launched
 
     def check(self, request: Request) -> None:
@@ -153,6 +156,22 @@ class Runner:
         masks = (self._allow_all(bucket),) if variant is HeadVariant.FULL else ()
         name = head_name(bucket, variant)
         self._slots, launched.out = self._call(name, self._params, self._slots, packed, *masks)
+
+    def _seal(self, seals: Iterable[Seal]) -> None:
+        """After the head, which has set the lengths that say which pages are full."""
+        groups = len(self._tables)
+        waiting = [[s for s in seals if s.group == group] for group in range(groups)]
+        while most := max(len(each) for each in waiting):
+            size = fit(SEALS, min(most, SEALS[-1]))
+            if self._programs.ready(seal_name(size)) is None:
+                size = SEALS[-1]
+            packed = np.full((groups, 4, size), ABSENT, np.int32)
+            for fields, each in zip(packed, waiting, strict=True):
+                if each:
+                    part = [(s.slot, s.index, s.src, s.dst) for s in each[:size]]
+                    fields[:, : len(part)] = np.array(part, np.int32).T
+            waiting = [each[size:] for each in waiting]
+            self._kv = self._call(seal_name(size), self._kv, self._slots, packed)
 
     # Buckets
 

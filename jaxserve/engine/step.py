@@ -5,6 +5,7 @@
     admit(slots, packed) -> slots                                    a sequence's tokens and parameters into its slot
     tables(kv, packed) -> kv                                         a slot's whole block table
     copy[n](kv, packed) -> kv                                        pages forked before a step
+    seal[n](kv, slots, packed) -> kv                                 pages that decode rows have filled
     score(params, slots, packed) -> logprobs                         prompt log-probs of one tile
 
 `kv` and `slots` are donated by every program that returns them.
@@ -25,19 +26,22 @@ from jaxserve.engine.programs import Program
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.kv import pages as kv_pages
 from jaxserve.kv.attention import attend_layer
-from jaxserve.kv.meta import build_meta
+from jaxserve.kv.meta import ABSENT, build_meta
+from jaxserve.kv.reading import ReadingRule
 from jaxserve.kv.state import KVState
 from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling.admit import admit, admit_extras, pack_admit_size
 from jaxserve.sampling.head import HeadVariant, Out, head
 from jaxserve.sampling.logprobs import Logprobs, prompt_logprobs
-from jaxserve.sampling.state import SlotLayout, Slots, decode_inputs, mask_words
+from jaxserve.sampling.state import Ints, SlotLayout, Slots, decode_inputs, mask_words
 from jaxserve.speculative.proposer import Proposer
 from jaxserve.types import PAGE_TOKENS
 
 COPIES = 16
 """Pages that one copy program moves; more copies are more launches."""
+SEALS = (2, 16)
+"""Pages of a group that a seal program makes, by size of the program; more are more launches."""
 
 _LEAF: Any = 0
 """Stands for an array where only the structure of a result counts."""
@@ -60,7 +64,16 @@ class StepFunctions:
     slots: Slots
 
     def forward_layout(self, rows: int, tiles: int) -> ForwardLayout:
-        return ForwardLayout.of(self.shape, len(self.kv.pools), rows, tiles)
+        return ForwardLayout.of(self.shape, sum(table.shape[0] for table in self.kv.tables), rows, tiles)
+
+    @property
+    def seals(self) -> bool:
+        """Whether any group has pages to be sealed."""
+        return any(rule is not None for rule in self._rules)
+
+    @property
+    def _rules(self) -> tuple[ReadingRule | None, ...]:
+        return tuple(format.rule for format in self.kv.formats)
 
     # The functions
 
@@ -72,7 +85,9 @@ class StepFunctions:
         offsets = jnp.arange(PAGE_TOKENS, dtype=jnp.int32)
         tile_positions = tile_starts[:, None] + offsets
         tile_tokens = slots.tokens.at[tile_slots[:, None], tile_positions].get(mode="fill", fill_value=0)
-        meta = build_meta(kv.tables, row_slots, row_positions[:, 0], row_counts, tile_slots, tile_starts, tile_counts)
+        meta = build_meta(
+            kv.tables, row_slots, row_positions[:, 0], row_counts, tile_slots, tile_starts, tile_counts, self._rules
+        )
         groups = self._layer_groups()
 
         def attend(layer: int, kv: KVState, q: jax.Array, k: jax.Array, v: jax.Array):
@@ -102,8 +117,23 @@ class StepFunctions:
         return replace(kv, tables=tuple(tables))
 
     def copy(self, group: int, kv: KVState, packed: jax.Array) -> KVState:
-        """packed [2, COPIES]: source and target pages of `group`; padding targets are out of range."""
-        return kv.with_pool(group, kv_pages.copy_pages(kv.pools[group], packed[0], packed[1]))
+        """packed [2, COPIES]: source and target pages of `group`; padding targets are out of range. Only pages that are
+        still written are ever copied, and they are of class 0."""
+        format, pool = kv.formats[group], kv.pools[group]
+        copied = kv_pages.copy_pages(format.part(pool, 0), packed[0], packed[1])
+        return kv.with_pool(group, format.with_part(pool, 0, copied))
+
+    def seal(self, kv: KVState, slots: Slots, packed: jax.Array) -> KVState:
+        """packed [groups, 4, n]: slot, index of the page, source and target page. A page that is not yet full, by its
+        slot's length, is left alone: the host did not know better."""
+        for group, format in enumerate(kv.formats):
+            if format.rule is not None:
+                ids, index, source, target = packed[group]
+                length = slots.ints.at[ids, Ints.LENGTH].get(mode="fill", fill_value=0)
+                # The KV of the newest token comes with the next step.
+                target = jnp.where(length - 1 >= (index + 1) * PAGE_TOKENS, target, ABSENT)
+                kv = kv.with_pool(group, format.seal(kv.pools[group], source, target))
+        return kv
 
     def score(self, params: Any, slots: Slots, packed: jax.Array) -> Logprobs:
         """packed: slot, first position and first activation row of a tile."""
@@ -131,6 +161,10 @@ class StepFunctions:
         ]
         for group in range(len(kv.pools)):
             programs.append(Program(copy_name(group), partial(self.copy, group), (kv, _ints(2, COPIES)), (0,), kv))
+        if self.seals:
+            for n in reversed(SEALS):
+                args = (kv, slots, _ints(len(kv.pools), 4, n))
+                programs.append(Program(seal_name(n), self.seal, args, (0,), kv))
         *smaller, largest = self.shape.head_rows
         programs += [self._head_program(largest, variant) for variant in HeadVariant]
         programs += [self._forward_program(rows, tiles) for rows, tiles in self.shape.forward_buckets()]
@@ -158,7 +192,8 @@ class StepFunctions:
         heads = [head_name(self.shape.head_rows[-1], HeadVariant.FULL)]
         forwards = [forward_name(*bucket) for bucket in self.shape.covering_buckets()]
         copies = [copy_name(group) for group in range(len(self.kv.pools))]
-        return [*reversed(forwards), *heads, "admit", "extras", "tables", "score", *copies]
+        seals = [seal_name(SEALS[-1])] if self.seals else []
+        return [*reversed(forwards), *heads, "admit", "extras", "tables", "score", *copies, *seals]
 
 
 def forward_name(rows: int, tiles: int) -> str:
@@ -171,6 +206,10 @@ def head_name(rows: int, variant: HeadVariant) -> str:
 
 def copy_name(group: int) -> str:
     return f"copy[{group}]"
+
+
+def seal_name(pages: int) -> str:
+    return f"seal[{pages}]"
 
 
 def _ints(*shape: int) -> jax.ShapeDtypeStruct:

@@ -5,6 +5,8 @@ from jaxserve.kv import eight_bit as _eight_bit  # noqa: F401  registers int8 an
 from jaxserve.kv.attention import attend_layer
 from jaxserve.kv.format import AttentionSpec, KVFormat, formats
 from jaxserve.kv.meta import ABSENT, Rows, StepMeta, build_meta
+from jaxserve.kv.reading import ReadingRule
+from jaxserve.kv.sealed import SealedFormat
 from jaxserve.kv.sizing import DoesNotFitError, size_pages
 from jaxserve.kv.state import KVState, allocate, kv_shapes, kv_shardings
 
@@ -14,7 +16,9 @@ __all__ = [
     "DoesNotFitError",
     "KVFormat",
     "KVState",
+    "ReadingRule",
     "Rows",
+    "SealedFormat",
     "StepMeta",
     "allocate",
     "attend_layer",

@@ -34,21 +34,21 @@ def attend_layer(
     if split < 0 or (split > 0) != bool(meta.decode):
         raise ValueError(f"attend_layer: {q.shape[0]} tokens do not fit a step with {tile_tokens} tile tokens.")
 
-    sections = [
-        (rows[group], tokens, write, attend)
-        for rows, tokens, write, attend in (
-            (meta.decode, slice(0, split), fmt.write_rows, fmt.attend_rows),
-            (meta.tiles, slice(split, None), fmt.write_tiles, fmt.attend_tiles),
-        )
-        if rows
-    ]
+    rows = meta.decode[group] if meta.decode else None
+    tiles = meta.tiles[group] if meta.tiles else None
     # Every write before any read: a read between two writes would make XLA copy the pool.
-    for rows, tokens, write, _ in sections:
-        pool = write(pool, layer, _by_row(k[tokens], rows), _by_row(v[tokens], rows), rows)
-    out = [
-        normalize(attend(_by_row(q[tokens], rows), pool, layer, rows, spec)).reshape(-1, *q.shape[1:])
-        for rows, tokens, _, attend in sections
-    ]
+    if rows:
+        row_q, row_k, row_v = (_by_row(x[:split], rows) for x in (q, k, v))
+        pool = fmt.write_rows(pool, layer, row_k, row_v, rows)
+    if tiles:
+        tile_q, tile_k, tile_v = (_by_row(x[split:], tiles) for x in (q, k, v))
+        pool = fmt.write_tiles(pool, layer, tile_k, tile_v, tiles)
+    parts = []
+    if rows:
+        parts.append(fmt.attend_rows(row_q, pool, layer, rows, spec))
+    if tiles:
+        parts.append(fmt.attend_tiles(tile_q, tile_k, tile_v, pool, layer, tiles, spec))
+    out = [normalize(part).reshape(-1, *q.shape[1:]) for part in parts]
     return kv.with_pool(group, pool), jnp.concatenate(out).astype(q.dtype)
 
 

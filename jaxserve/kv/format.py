@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.kv.meta import Rows
+from jaxserve.kv.reading import ReadingRule
 from jaxserve.types import KVGroup
 from pallas_kernels.merge import Attended
 
@@ -58,6 +60,11 @@ class KVFormat:
     sink_pages: int = 0
     residual_pages: int = 0
 
+    @property
+    def rule(self) -> ReadingRule | None:
+        """Two classes: which pages are read in which form."""
+        return None
+
     def kinds(self, group: KVGroup) -> tuple[PageKind, ...]:
         """The page classes of `group`: one if tokens are written in final form, two if full pages are sealed."""
         raise NotImplementedError
@@ -79,7 +86,7 @@ class KVFormat:
         raise NotImplementedError
 
     def pages_held(self, pages: int) -> tuple[int, ...]:
-        """Pages of each class that a sequence holds at most while `pages` of its pages are live."""
+        """Pages of each class that a sequence holds while `pages` of its pages are live."""
         raise NotImplementedError
 
     def write_rows(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, rows: Rows) -> Pool:
@@ -94,8 +101,13 @@ class KVFormat:
         """Attention of decode rows, q [rows, q_tokens, heads, head_dim], over all positions up to their own."""
         raise NotImplementedError
 
-    def attend_tiles(self, q: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec) -> Attended:
-        """Attention of prefill tiles, q [tiles, page_tokens, heads, head_dim]."""
+    def attend_tiles(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec
+    ) -> Attended:
+        """Attention of prefill tiles, q [tiles, page_tokens, heads, head_dim], after all writes of the layer.
+
+        k, v: what `write_tiles` was given, for formats that read a tile's own page before it is quantized.
+        """
         raise NotImplementedError
 
     def finite(self, page: Any) -> bool:
@@ -138,10 +150,15 @@ class Registry:
         return tuple(sorted((*self._formats, *self._aliases)))
 
     def get(self, name: str, **options: Any) -> KVFormat:
-        """The format called `name`. ValueError, with the known names, if there is none."""
         if name not in self.choices():
             raise ValueError(f"--kv-cache-dtype {name} is not known; choose one of {', '.join(self.choices())}.")
-        return self._formats[self._aliases.get(name, name)](**options)
+        kind = self._formats[self._aliases.get(name, name)]
+        for option in sorted(set(options) - {f.name for f in dataclasses.fields(kind)}):  # type: ignore[arg-type]
+            raise ValueError(
+                f"--kv-cache-dtype {name} knows no {option}: only formats that seal full pages do, because only they "
+                "keep some pages in 16 bits."
+            )
+        return kind(**options)
 
 
 formats = Registry()

@@ -7,15 +7,15 @@ positions within one page, and so do a tile's. Padding rows and tiles have count
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
+from jaxserve.kv.reading import ABSENT, ReadingRule, Reads, row_reads, tile_reads
 from jaxserve.types import PAGE_TOKENS
 
-ABSENT = 1 << 30
-"""Page id of a table entry without a page: beyond every pool, so scatters drop it. Never -1: negative indices wrap."""
+__all__ = ["ABSENT", "Rows", "StepMeta", "build_meta"]
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +26,7 @@ class Rows:
     positions: int32 [rows], of the first token; -1 for padding. counts: int32 [rows], tokens to write; 0 for padding.
     tables: int32 [classes, rows, max_pages], page ids by page class; an id out of range is absent.
     pages: int32 [rows], the class-0 page that takes the row's tokens, ABSENT for padding. offsets: int32 [rows], the
-    first token's place in it.
+    first token's place in it. reads: which pages are read in which form, in a group with two classes.
     """
 
     positions: jax.Array
@@ -34,6 +34,7 @@ class Rows:
     tables: jax.Array
     pages: jax.Array
     offsets: jax.Array
+    reads: Reads | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -53,18 +54,31 @@ def build_meta(
     tile_slots: jax.Array,
     tile_positions: jax.Array,
     tile_counts: jax.Array,
+    rules: Sequence[ReadingRule | None] | None = None,
 ) -> StepMeta:
     """StepMeta from int32 arrays of D rows and N tiles; `tables[g]` is int32 [classes, slots, max_pages].
 
-    A row or tile with count 0 is padding: its slot and position may hold anything.
+    A row or tile with count 0 is padding: its slot and position may hold anything. `rules[g]`: the reading rule of
+    group g if it has two classes.
     """
+    rules = rules or (None,) * len(tables)
+    decode = _section(tables, decode_slots, decode_positions, decode_counts)
+    tiles = _section(tables, tile_slots, tile_positions, tile_counts)
     return StepMeta(
-        decode=_sections(tables, decode_slots, decode_positions, decode_counts),
-        tiles=_sections(tables, tile_slots, tile_positions, tile_counts),
+        decode=tuple(
+            replace(rows, reads=row_reads(rule, rows.tables, rows.positions)) if rule else rows
+            for rows, rule in zip(decode, rules, strict=False)
+        ),
+        tiles=tuple(
+            replace(rows, reads=tile_reads(rule, rows.tables, tile_slots, rows.positions, rows.counts))
+            if rule
+            else rows
+            for rows, rule in zip(tiles, rules, strict=False)
+        ),
     )
 
 
-def _sections(
+def _section(
     tables: Sequence[jax.Array], slots: jax.Array, positions: jax.Array, counts: jax.Array
 ) -> tuple[Rows, ...]:
     if slots.shape[0] == 0:

@@ -49,7 +49,7 @@ def size_pages(
     """
     expected = expected_len or max(max_model_len // 4, 1)
     sized = [(g, f, f.kinds(g)) for g, f in zip(groups, formats, strict=True)]
-    need = [f.pages_held(held_tokens(g, max_model_len, max_chunk) // PAGE_TOKENS) for g, f, _ in sized]
+    need = [_least(f, held_tokens(g, max_model_len, max_chunk)) for g, f, _ in sized]
     share = [f.pages_held(held_tokens(g, expected, max_chunk) // PAGE_TOKENS) for g, f, _ in sized]
 
     def cost(pages: Sequence[tuple[int, ...]]) -> int:
@@ -82,12 +82,23 @@ def size_pages(
     )
 
 
+def _least(format: KVFormat, tokens: int) -> tuple[int, ...]:
+    """Pages by class with which one sequence of `tokens` can always go on.
+
+    With two classes it holds more than usual while it passes from page to page: a prefill chunk brings the 16-bit pages
+    of its end before those of its beginning are given back, a row of unknown length may need a page before the last one
+    is known to be full, and the newest page is sealed when it is full.
+    """
+    held = format.pages_held(tokens // PAGE_TOKENS)
+    return held if len(held) == 1 else (held[0] + format.residual_pages + 1, held[1] + 1)
+
+
 def _advice(memory: int, needed: int, max_model_len: int, sized: Sequence[tuple], max_chunk: int) -> str:
     def fits(length: int) -> bool:
         held = (
             n * kind.bytes
             for g, f, kinds in sized
-            for n, kind in zip(f.pages_held(held_tokens(g, length, max_chunk) // PAGE_TOKENS), kinds, strict=True)
+            for n, kind in zip(_least(f, held_tokens(g, length, max_chunk)), kinds, strict=True)
         )
         return sum(held) <= memory
 

@@ -66,7 +66,9 @@ class TokenFormat(KVFormat):
     def attend_rows(self, q: jax.Array, pool: Pool, layer: Layer, rows: Rows, spec: AttentionSpec) -> Attended:
         return self._attend(paged_decode, q, pool, layer, rows, spec)
 
-    def attend_tiles(self, q: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec) -> Attended:
+    def attend_tiles(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec
+    ) -> Attended:
         return self._attend(paged_prefill, q, pool, layer, tiles, spec)
 
     def _attend(

@@ -1,125 +1,120 @@
 """Pages of sequences: granting, sharing, freeing behind windows, finding prefixes. Knows no policy and no plan order.
 
-All groups of a sequence advance together, so one number (`Seq.table_end`) says how far its tables reach. Entries are
-(class, page) pairs although formats of one class are the only ones so far.
+All groups of a sequence advance together. What is done for a pool is done for every pool in one order, group by group
+and class by class: tables, rules (classes.py) and lists of page counts follow it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from jaxserve.scheduler.classes import NEVER, Open, Span, Whole, first_read, pages_for, rules_of
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pool import IntegrityError, Pool
-from jaxserve.scheduler.request import NEVER, Seq, Table
-from jaxserve.types import PAGE_TOKENS, Copy, Grant, PageClasses
-
-ONE_CLASS = 0
+from jaxserve.scheduler.request import Phase, Seq, Table
+from jaxserve.types import PAGE_TOKENS, Copy, Grant, PageClasses, Seal
 
 
 class Start(NamedTuple):
     """Computed content that a sequence can begin with instead of prefilling it.
 
-    Pages [first[g], tokens // PAGE_TOKENS) of group g are `shared[g]`; `copied[g]`, if any, holds the rest of `tokens`
-    and belongs to another sequence.
+    `first`: by pool, the first table entry that anybody reads. `shared`: by pool, pages by table entry, all below
+    tokens // PAGE_TOKENS. `copied`: by pool, if there are any, pages of another sequence that hold the rest of
+    `tokens`.
     """
 
     tokens: int
     first: tuple[int, ...]
-    shared: tuple[tuple[int, ...], ...]
+    shared: tuple[Mapping[int, int], ...]
     copied: tuple[int, ...] = ()
     resumed: bool = False
     """It is what the sequence's program held."""
-
-
-def pages_for(tokens: int) -> int:
-    return -(-tokens // PAGE_TOKENS)
-
-
-def pages_spanned(tokens: int) -> int:
-    """Pages that `tokens` consecutive positions touch at most, wherever they begin."""
-    return (tokens + PAGE_TOKENS - 2) // PAGE_TOKENS + 1
 
 
 class Pages:
     """The pools of all groups and who holds what in them."""
 
     def __init__(self, groups: Sequence[PageClasses], limits: Limits) -> None:
-        for g, group in enumerate(groups):
-            if len(group.classes) != 1:
-                names = ", ".join(c.name for c in group.classes)
-                raise ValueError(
-                    f"KV group {g} has page classes ({names}); this scheduler accounts for formats with one class"
-                )
-            if group.page_tokens != PAGE_TOKENS:
-                raise ValueError(f"KV group {g} has pages of {group.page_tokens} tokens; they have {PAGE_TOKENS}")
-            if group.window is not None and group.window < 1:
-                raise ValueError(f"KV group {g} has a window of {group.window} tokens; it must be at least 1")
         if not groups:
             raise ValueError("a model without KV groups has no pages to schedule")
+        self.rules = tuple(rule for g, group in enumerate(groups) for rule in rules_of(g, group, limits))
         self.pools = tuple(tuple(Pool(c) for c in group.classes) for group in groups)
-        self.windows = tuple(group.window for group in groups)
+        self.flat = tuple(pool for classes in self.pools for pool in classes)
+        self.seals = any(isinstance(rule, Open) for rule in self.rules)
+        """Whether any group has two classes."""
         self.queries = 0
         """Tokens looked up in the prefix index, counted when the sequence is first admitted."""
         self.hits = 0
         self._limits = limits
-        self._pools = tuple(classes[ONE_CLASS] for classes in self.pools)
-        self._caps = tuple(self._lone_need(window) for window in self.windows)
-        self._windowed = any(window is not None for window in self.windows)
+        self._releases = self.seals or any(rule.window is not None for rule in self.rules)
         self._held: list[tuple[int, int]] = []
-
-    def _lone_need(self, window: int | None) -> int:
-        """Pages of a windowed group with which a sequence can always go on: a tile or row and the window before it."""
-        if window is None:
-            return NEVER
-        rows = window + (self._limits.q - 1) * (self._limits.lag + 1)
-        return max(pages_spanned(rows), pages_for(window - 1) + 1)
 
     # Room
 
-    def available(self, group: int) -> int:
-        return self._pools[group].available
+    def available(self) -> list[int]:
+        """Pages by pool that can be granted."""
+        return [pool.available for pool in self.flat]
 
-    def room(self) -> int:
-        """Pages that every group can still grant."""
-        return min(pool.available for pool in self._pools)
+    def cost(self, seq: Seq, span: Span) -> list[int]:
+        """Pages by pool that `grow` would grant."""
+        return [rule.cost(len(table.refs), span) for rule, table in zip(self.rules, seq.tables, strict=True)]
+
+    def has_room(self, seq: Seq, span: Span) -> bool:
+        """Whether `grow` can grant all of them."""
+        return self.has(self.cost(seq, span))
+
+    def has(self, pages: Sequence[int]) -> bool:
+        """Whether so many pages of every pool can be granted."""
+        return all(pool.available >= count for pool, count in zip(self.flat, pages, strict=True))
+
+    def row(self, length: int, end: int) -> Span:
+        """What a row needs of a sequence of at least `length` tokens; it writes positions below `end`, at or above
+        which the next row begins at the latest."""
+        end = min(end, self._limits.max_model_len)
+        return Span(pages_for(end), (length - 1) // PAGE_TOKENS, end // PAGE_TOKENS)
 
     def usage(self) -> float:
         """Share of the fullest pool that is referenced."""
-        return max((1.0 - pool.available / pool.size if pool.size else 0.0) for pool in self._pools)
+        return max((1.0 - pool.available / pool.size if pool.size else 0.0) for pool in self.flat)
 
     def take_freed(self) -> int:
         """Pages that lost their last owner since the last call."""
-        freed = sum(pool.freed for pool in self._pools)
-        for pool in self._pools:
+        freed = sum(pool.freed for pool in self.flat)
+        for pool in self.flat:
             pool.freed = 0
         return freed
 
-    def need(self, pages: int) -> list[int]:
-        """Pages by group to reserve for `pages` more table entries; a window holds few of them at a time."""
-        step = self._limits.max_tiles
-        return [min(pages, cap + step) for cap in self._caps]
+    def need(self, seq: Seq) -> list[int]:
+        """Pages by pool that a sequence in PREFILL has yet to be granted until its prompt is computed."""
+        return self._need(seq.table_end, Span.prefilled(seq.target))
+
+    def _need(self, have: int, span: Span) -> list[int]:
+        return [rule.need(have, span, self._limits.max_tiles) for rule in self.rules]
 
     def need_to_start(self, seq: Seq, start: Start) -> list[int]:
-        """Pages by group, from those available now, that a WAITING sequence takes until its prompt is computed and, if
+        """Pages by pool, from those available now, that a WAITING sequence takes until its prompt is computed and, if
         it was preempted before, until it has come some way further: the way doubles with each preemption, so that a
         sequence does not come and go."""
-        missing = pages_for(seq.known) - start.tokens // PAGE_TOKENS
-        further = min(1 << seq.preemptions, pages_for(seq.end) - pages_for(seq.known)) if seq.preemptions else 0
-        taken = ([*shared, *start.copied[g : g + 1]] for g, shared in enumerate(start.shared))
+        prompt = Span.prefilled(seq.known)
+        further = min(1 << seq.preemptions, pages_for(seq.end) - prompt.entries) if seq.preemptions else 0
+        need = self._need(
+            start.tokens // PAGE_TOKENS, Span(prompt.entries + further, prompt.reads, prompt.full + further)
+        )
+        taken = ([*shared.values(), *start.copied[i : i + 1]] for i, shared in enumerate(start.shared))
         return [
-            need + sum(1 for page in pages if not pool.references(page))
-            for need, pages, pool in zip(self.need(missing + further), taken, self._pools, strict=True)
+            count + sum(1 for page in pages if not pool.references(page))
+            for count, pages, pool in zip(need, taken, self.flat, strict=True)
         ]
 
     def watermark(self) -> list[int]:
-        return [int(pool.size * self._limits.watermark) for pool in self._pools]
+        return [int(pool.size * self._limits.watermark) for pool in self.flat]
 
-    def exclusive(self, seq: Seq, wanted: Sequence[Sequence[int]]) -> list[int]:
-        """Pages by group that nobody else holds and that are not `wanted` (by group) either."""
+    def exclusive(self, seq: Seq, wanted: Sequence[Collection[int]]) -> list[int]:
+        """Pages by pool that nobody else holds and that are not `wanted` (by pool) either."""
         return [
-            sum(1 for _, page in filter(None, table.refs) if pool.references(page) == 1 and page not in keep)
-            for table, pool, keep in zip(seq.tables, self._pools, wanted, strict=True)
+            sum(1 for page in table.refs if page is not None and pool.references(page) == 1 and page not in keep)
+            for table, pool, keep in zip(seq.tables, self.flat, wanted, strict=True)
         ]
 
     def too_large(self, prompt: int, max_new: int) -> str | None:
@@ -129,107 +124,134 @@ class Pages:
         # The last token's KV is never read. A verification row reaches q - 1 positions further, and the length from
         # which it starts is known to within the q - 1 drafts of each step in flight.
         positions = min(max(prompt, end - 1 + (limits.q - 1) * (limits.lag + 1)), limits.max_model_len)
-        for g, (pool, cap) in enumerate(zip(self._pools, self._caps, strict=True)):
-            need = min(pages_for(positions), cap)
+        span = Span.prefilled(positions)
+        for rule, pool in zip(self.rules, self.flat, strict=True):
+            need = rule.least(span)
             if need > pool.size:
                 return (
                     f"prompt ({prompt} tokens) and max_tokens ({max_new}) need {need} KV pages of {PAGE_TOKENS} tokens "
-                    f"in group {g}, which has {pool.size}; shorten them or give the KV cache more memory"
+                    f"({pool.label}) in group {rule.group}, which has {pool.size}; shorten them or give the KV cache "
+                    "more memory"
                 )
         return None
 
     # Granting
 
-    def grow(self, seq: Seq, end: int, grants: list[Grant]) -> None:
-        """New pages for table entries [seq.table_end, end) in every group. Requires `room() >= end - table_end`."""
-        for index in range(seq.table_end, end):
-            for g, pool in enumerate(self._pools):
-                page = pool.take()
-                seq.tables[g].refs.append((ONE_CLASS, page))
-                grants.append(Grant(seq.slot, g, index, ONE_CLASS, page))
-        seq.table_end = end
+    def grow(self, seq: Seq, span: Span, grants: list[Grant]) -> None:
+        """New pages for the tables of a sequence up to `span`. Requires `has_room`."""
+        ends = [rule.end(span) for rule in self.rules]
+        for index in range(min(len(table.refs) for table in seq.tables), max(ends)):
+            for end, rule, pool, table in zip(ends, self.rules, self.flat, seq.tables, strict=True):
+                if len(table.refs) == index < end:
+                    page = pool.take() if rule.takes(index, span) else None
+                    table.refs.append(page)
+                    if page is not None:
+                        grants.append(Grant(seq.slot, rule.group, index, rule.cls, page))
+        seq.table_end = max(seq.table_end, span.entries)
+
+    def seal(self, seq: Seq, length: int, span: Span, seals: list[Seal]) -> None:
+        """Sealing after the step of pages that its row may fill. A page that is not certainly full yet comes up again
+        with the next row; the device looks whether it is, and sealing it twice changes nothing."""
+        for i, rule in enumerate(self.rules):
+            if isinstance(rule, Open):
+                for index in range(max((length - 1) // PAGE_TOKENS, rule.sinks), span.full):
+                    source, target = seq.tables[i].refs[index], seq.tables[i + 1].refs[index]
+                    if source is None or target is None:
+                        raise IntegrityError(f"{seq}: page {index} of group {rule.group} is to be sealed, but not held")
+                    seals.append(Seal(rule.group, seq.slot, index, source, target))
 
     def begin(self, seq: Seq, start: Start, grants: list[Grant], copies: list[Copy]) -> None:
-        """A sequence that just got its slot takes over `start`; needs a page of every group for `start.copied`."""
+        """A sequence that just got its slot takes over `start`; needs a page of every pool for `start.copied`."""
         entries = start.tokens // PAGE_TOKENS
-        for g, (pool, table) in enumerate(zip(self._pools, seq.tables, strict=True)):
-            table.first = start.first[g]
-            table.refs = [None] * table.first
-            for index, page in enumerate(start.shared[g], table.first):
+        for i, (rule, pool, table) in enumerate(zip(self.rules, self.flat, seq.tables, strict=True)):
+            table.first = start.first[i]
+            table.tail = rule.sinks if isinstance(rule, Open) else 0
+            table.refs = [None] * entries
+            for index, page in start.shared[i].items():
                 pool.hold(page)
-                table.refs.append((ONE_CLASS, page))
-                grants.append(Grant(seq.slot, g, index, ONE_CLASS, page))
+                table.refs[index] = page
+                grants.append(Grant(seq.slot, rule.group, index, rule.cls, page))
         seq.table_end = entries
         seq.published = entries
         if start.copied:
             # Until the plan is complete the source must not become another page's target: copies of one plan have no
             # order among themselves.
-            for g, source in enumerate(start.copied):
-                self._pools[g].hold(source)
-                self._held.append((g, source))
-            self.grow(seq, entries + 1, grants)
-            for g, source in enumerate(start.copied):
-                ref = seq.tables[g].refs[entries]
-                assert ref is not None
-                copies.append(Copy(g, ONE_CLASS, source, ref[1]))
+            for i, source in enumerate(start.copied):
+                self.flat[i].hold(source)
+                self._held.append((i, source))
+            self.grow(seq, Span.prefilled(start.tokens), grants)
+            for i, source in enumerate(start.copied):
+                target = seq.tables[i].refs[entries]
+                assert target is not None
+                copies.append(Copy(self.rules[i].group, self.rules[i].cls, source, target))
         seq.computed = start.tokens
         self._next_release(seq)
 
     def end_plan(self) -> None:
         """Lets go of what was held for the plan's copies."""
-        for g, page in self._held:
-            self._pools[g].drop(page)
+        for i, page in self._held:
+            self.flat[i].drop(page)
         self._held.clear()
 
     # Freeing
 
     def release_behind(self, seq: Seq, length: int) -> None:
         """Frees pages that no query at or after position `length - 1` reads. Programs run in order, so steps in flight
-        have read them before anything that is planned from now on is written there."""
-        for g, window in enumerate(self.windows):
-            if window is None:
-                continue
-            table = seq.tables[g]
-            while table.first < seq.table_end and length >= (table.first + 1) * PAGE_TOKENS + window:
-                ref = table.refs[table.first]
-                if ref is not None:
-                    self._pools[g].drop(ref[1])
-                    table.refs[table.first] = None
-                table.first += 1
+        have read them, and sealed them, before anything that is planned from now on is written there."""
+        for rule, pool, table in zip(self.rules, self.flat, seq.tables, strict=True):
+            if rule.window is not None:
+                while table.first < len(table.refs) and length >= (table.first + 1) * PAGE_TOKENS + rule.window:
+                    self._release(pool, table, table.first)
+                    table.first += 1
+            if isinstance(rule, Open):
+                end = min((length - 1) // PAGE_TOKENS - rule.residual + 1, len(table.refs))
+                for index in range(table.tail, end):
+                    self._release(pool, table, index)
+                table.tail = max(table.tail, end)
         self._next_release(seq)
+
+    @staticmethod
+    def _release(pool: Pool, table: Table, index: int) -> None:
+        page = table.refs[index]
+        if page is not None:
+            pool.drop(page)
+            table.refs[index] = None
 
     def drop(self, seq: Seq) -> None:
         """Gives back all pages, the deepest first: a chain is evicted from its end."""
-        for pool, table in zip(self._pools, seq.tables, strict=True):
-            for ref in reversed(table.refs):
-                if ref is not None:
-                    pool.drop(ref[1])
+        for pool, table in zip(self.flat, seq.tables, strict=True):
+            for page in reversed(table.refs):
+                if page is not None:
+                    pool.drop(page)
             table.refs = []
-            table.first = 0
+            table.first = table.tail = 0
         seq.table_end = 0
         seq.published = 0
         seq.release_at = NEVER
 
-    def trim(self, seq: Seq, end: int) -> None:
-        """Gives back the pages of table entries from `end` on, which no window has passed."""
-        for pool, table in zip(self._pools, seq.tables, strict=True):
-            for ref in reversed(table.refs[end:]):
-                if ref is not None:
-                    pool.drop(ref[1])
+    def trim(self, seq: Seq, tokens: int) -> None:
+        """Gives back the pages that `fork` has no use for, of a sequence whose first `tokens` are computed. No window
+        has passed them."""
+        end = tokens // PAGE_TOKENS if self.seals else pages_for(tokens)
+        for pool, table in zip(self.flat, seq.tables, strict=True):
+            for page in reversed(table.refs[end:]):
+                if page is not None:
+                    pool.drop(page)
             del table.refs[end:]
         seq.table_end = min(seq.table_end, end)
 
     def reset_cache(self) -> None:
-        for pool in self._pools:
+        for pool in self.flat:
             pool.reset()
 
     def _next_release(self, seq: Seq) -> None:
-        if self._windowed:
-            seq.release_at = min(
-                (table.first + 1) * PAGE_TOKENS + window
-                for table, window in zip(seq.tables, self.windows, strict=True)
-                if window is not None
-            )
+        if self._releases:
+            seq.release_at = NEVER
+            for rule, table in zip(self.rules, seq.tables, strict=True):
+                if rule.window is not None:
+                    seq.release_at = min(seq.release_at, (table.first + 1) * PAGE_TOKENS + rule.window)
+                if isinstance(rule, Open):
+                    seq.release_at = min(seq.release_at, (table.tail + rule.residual) * PAGE_TOKENS + 1)
 
     # Sharing
 
@@ -242,59 +264,85 @@ class Pages:
         end = seq.chain_pages
         if end <= seq.published or not self._limits.enable_prefix_caching:
             return
-        for pool, table in zip(self._pools, seq.tables, strict=True):
+        for rule, pool, table in zip(self.rules, self.flat, seq.tables, strict=True):
             for index in range(max(seq.published, table.first), end):
-                ref = table.refs[index]
-                if ref is not None:
-                    pool.publish(ref[1], seq.hashes[index])
+                page = table.refs[index]
+                if page is not None and rule.shares(index):
+                    pool.publish(page, seq.hashes[index])
         seq.published = end
 
     def prefix(self, seq: Seq) -> Start:
         """The longest cached prefix of a WAITING sequence. Its last token is always computed, so a hit ends before it.
 
-        A group with a window needs only the pages that the first computed token reads.
+        A group needs only the pages that later tokens read: those in the window, and in each form in which they are
+        read behind a prefix of that length.
         """
-        nothing = Start(0, (0,) * len(self._pools), ((),) * len(self._pools))
+        nothing = Start(0, (0,) * len(self.flat), ({},) * len(self.flat))
         if seq.whole_prompt or not self._limits.enable_prefix_caching:
             return nothing
         limit = min(len(seq.hashes), (seq.known - 1) // PAGE_TOKENS)
-        for pool, window in zip(self._pools, self.windows, strict=True):
-            if window is None:
-                limit = next((i for i in range(limit) if pool.find(seq.hashes[i]) is None), limit)
+        moving = []
+        for rule, pool in zip(self.rules, self.flat, strict=True):
+            # Pages that every longer prefix needs, too: the first one that is missing bounds it.
+            if rule.window is not None:
+                moving.append((rule, pool))
+                continue
+            if isinstance(rule, Open):
+                moving += [(rule, pool)] if rule.residual > 1 else []
+                needed: Iterable[int] = range(min(rule.sinks, limit))
+            else:
+                needed = (index for index in range(limit) if rule.takes(index, _UNENDING))
+            limit = next((i for i in needed if pool.find(seq.hashes[i]) is None), limit)
         length = limit
         while length:
             shorter = length
-            for pool, window in zip(self._pools, self.windows, strict=True):
-                if window is not None:
-                    first = _first_read(length * PAGE_TOKENS, window)
-                    hole = next((i for i in range(length - 1, first - 1, -1) if pool.find(seq.hashes[i]) is None), None)
-                    if hole is not None:
-                        shorter = min(shorter, hole)
+            for rule, pool in moving:
+                needed = reversed(self._indices(rule, length))
+                shorter = min(shorter, next((i for i in needed if pool.find(seq.hashes[i]) is None), length))
             if shorter == length:
                 break
             length = shorter
         if not length:
             return nothing
-        first_pages = tuple(0 if w is None else _first_read(length * PAGE_TOKENS, w) for w in self.windows)
+        first = tuple(first_read(length * PAGE_TOKENS, rule.window) for rule in self.rules)
         shared = tuple(
-            tuple(_found(pool.find(seq.hashes[i])) for i in range(first, length))
-            for pool, first in zip(self._pools, first_pages, strict=True)
+            {index: _found(pool.find(seq.hashes[index])) for index in self._indices(rule, length)}
+            for rule, pool in zip(self.rules, self.flat, strict=True)
         )
-        return Start(length * PAGE_TOKENS, first_pages, shared)
+        return Start(length * PAGE_TOKENS, first, shared)
+
+    @staticmethod
+    def _indices(rule: Whole, entries: int) -> list[int]:
+        """Table entries below `entries` that tokens from there on read in the rule's class."""
+        span = Span(entries, entries, entries)
+        first = first_read(entries * PAGE_TOKENS, rule.window)
+        return [index for index in range(first, entries) if rule.takes(index, span)]
 
     def fork(self, donor: Sequence[Table], tokens: int) -> Start | None:
-        """The first `tokens` of another sequence, from its tables; None if it has moved its window past them. What it
-        wrote behind them does no harm: whoever takes them writes its own there first."""
+        """The first `tokens` of another sequence, from its tables; None if it has given back what is read behind them.
+        What it wrote behind them does no harm: whoever takes them writes its own there first.
+
+        With sealed pages only whole pages are taken over: to compute the rest of one again is one tile, as it is to
+        compute its last token.
+        """
+        if self.seals:
+            tokens -= tokens % PAGE_TOKENS
+            if not tokens:
+                return None
         entries = tokens // PAGE_TOKENS
-        first_pages = tuple(0 if window is None else _first_read(tokens, window) for window in self.windows)
-        if any(table.first > first for table, first in zip(donor, first_pages, strict=True)):
+        first = tuple(first_read(tokens, rule.window) for rule in self.rules)
+        if any(table.first > least for table, least in zip(donor, first, strict=True)):
             return None
-        shared = tuple(
-            tuple(_page(ref) for ref in table.refs[first:entries])
-            for table, first in zip(donor, first_pages, strict=True)
-        )
+        span = Span(entries, entries, entries)
+        shared: list[Mapping[int, int]] = []
+        for rule, least, table in zip(self.rules, first, donor, strict=True):
+            indices = [index for index in range(least, entries) if rule.takes(index, span)]
+            pages = {index: page for index in indices if (page := table.refs[index]) is not None}
+            if len(pages) < len(indices):
+                return None
+            shared.append(pages)
         copied = tuple(_page(table.refs[entries]) for table in donor) if tokens % PAGE_TOKENS else ()
-        return Start(tokens, first_pages, shared, copied)
+        return Start(tokens, first, tuple(shared), copied)
 
     # Integrity
 
@@ -304,25 +352,37 @@ class Pages:
         Raises:
             IntegrityError: what does not add up.
         """
-        expected: list[dict[int, int]] = [{} for _ in self._pools]
+        expected: list[dict[int, int]] = [{} for _ in self.flat]
         for seq in seqs:
-            for g, table in enumerate(seq.tables):
-                if len(table.refs) != seq.table_end:
-                    raise IntegrityError(f"{seq}: table of group {g} has {len(table.refs)} of {seq.table_end} entries")
-                for index, ref in enumerate(table.refs):
-                    if (ref is None) != (index < table.first):
-                        raise IntegrityError(f"{seq}: entry {index} of group {g} is {ref}, held from {table.first} on")
-                    if ref is not None:
-                        expected[g][ref[1]] = expected[g].get(ref[1], 0) + 1
+            for i, (rule, table) in enumerate(zip(self.rules, seq.tables, strict=True)):
+                self._check_table(seq, rule, table)
+                for page in table.refs:
+                    if page is not None:
+                        expected[i][page] = expected[i].get(page, 0) + 1
         if self._held:
             raise IntegrityError(f"pages held for copies outside a plan: {self._held}")
-        for g, pool in enumerate(self._pools):
-            pool.check(f"KV group {g}", expected[g])
+        for rule, pool, pages in zip(self.rules, self.flat, expected, strict=True):
+            pool.check(f"KV group {rule.group}, {pool.label}", pages)
+
+    @staticmethod
+    def _check_table(seq: Seq, rule: Whole, table: Table) -> None:
+        known = seq.computed if seq.phase is Phase.PREFILL else min(seq.length_min - 1, seq.table_end * PAGE_TOKENS)
+        span = Span(seq.table_end, known // PAGE_TOKENS, known // PAGE_TOKENS)
+        where = f"{seq}: table of group {rule.group}, class {rule.cls},"
+        if not rule.end(span) <= len(table.refs) <= seq.table_end:
+            raise IntegrityError(f"{where} has {len(table.refs)} entries; {span}")
+        for index, page in enumerate(table.refs):
+            # What a query at the least known position reads is there; what nobody reads any more may still be there.
+            needed = index >= table.first and rule.takes(index, span)
+            idle = index < table.first or (isinstance(rule, Open) and rule.sinks <= index < table.tail)
+            if (needed and page is None) or (page is not None and (idle or not rule.takes(index, _UNENDING))):
+                raise IntegrityError(
+                    f"{where} has page {page} at {index}, first {table.first}, tail {table.tail}; {span}"
+                )
 
 
-def _first_read(position: int, window: int) -> int:
-    """First page that a query at `position` or later reads."""
-    return max(0, position - window + 1) // PAGE_TOKENS
+_UNENDING = Span(NEVER, 0, NEVER)
+"""Of no sequence: what a rule may hold at all."""
 
 
 def _found(page: int | None) -> int:
@@ -331,7 +391,7 @@ def _found(page: int | None) -> int:
     return page
 
 
-def _page(ref: tuple[int, int] | None) -> int:
-    if ref is None:
+def _page(page: int | None) -> int:
+    if page is None:
         raise IntegrityError("a page to be shared was already freed")
-    return ref[1]
+    return page

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from jaxserve.scheduler.pages import Pages, Start, pages_for
+from jaxserve.scheduler.classes import Span
+from jaxserve.scheduler.pages import Pages, Start
 from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.programs import Pin, Programs
 from jaxserve.scheduler.request import Phase, Seq
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.view import Budget, View
-from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, Move, PageUpdates, Plan, Work
+from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, Move, PageUpdates, Plan, Seal, Work
 
 
 class Draft:
@@ -39,6 +40,7 @@ class Draft:
         self.admits: list[Admit] = []
         self.grants: list[Grant] = []
         self.copies: list[Copy] = []
+        self.seals: list[Seal] = []
         self.admitted: list[Seq] = []
         self.preempted: list[Seq] = []
         self.prefilled: list[Seq] = []
@@ -46,7 +48,6 @@ class Draft:
         self.starved: Seq | None = None
         """The first resident that was wanted and found no page."""
         self._reserved: list[int] | None = None
-        self._table_entries = pages_for(view.limits.max_model_len)
         view.admitting = roster.has_slot or policy.displaces
 
     # Rows
@@ -60,11 +61,15 @@ class Draft:
         if length >= seq.release_at:
             self.pages.release_behind(seq, length)
         start = seq.known + seq.pending_tokens - 1
+        end = start + q
         # Every position that the row can write has an entry; the device drops what lies beyond the table.
-        if start + q > seq.table_end * PAGE_TOKENS:
-            end = min(pages_for(start + q), self._table_entries)
-            if end > seq.table_end and not self._grow(seq, end):
+        fills = self.pages.seals and end // PAGE_TOKENS > (length - 1) // PAGE_TOKENS
+        if fills or end > seq.table_end * PAGE_TOKENS:
+            span = self.pages.row(length, end)
+            if not self._grow(seq, span):
                 return False
+            if fills:
+                self.pages.seal(seq, length, span, self.seals)
         self.decode_rows.append(Work(seq.id, seq.slot, start, q, True))
         seq.pending_rows += 1
         seq.pending_tokens += q
@@ -82,18 +87,21 @@ class Draft:
             return False
         if seq.computed + 1 >= seq.release_at:
             self.pages.release_behind(seq, seq.computed + 1)
-        missing = pages_for(end) - seq.table_end
-        if missing > self.pages.room() and not self._make_room(seq, missing):
-            if not self.pages.room() and not self._make_room(seq, 1):
+        if not self._room_for(seq, Span.prefilled(end)):
+            tile = self._cut(seq, (seq.computed // PAGE_TOKENS + 1) * PAGE_TOKENS)
+            if not self._room_for(seq, Span.prefilled(tile)):
                 self.starved = self.starved or seq
                 return False
             end = self._within_room(seq, end)
-        self.pages.grow(seq, pages_for(end), self.grants)
+        self.pages.grow(seq, Span.prefilled(end), self.grants)
         self._add_tiles(seq, end)
         return True
 
     def _within_room(self, seq: Seq, end: int) -> int:
-        return min(end, self._cut(seq, (seq.table_end + self.pages.room()) * PAGE_TOKENS))
+        """Where a chunk up to `end` must end for want of pages."""
+        while end > seq.computed and not self.pages.has_room(seq, Span.prefilled(end)):
+            end = (end - 1) // PAGE_TOKENS * PAGE_TOKENS
+        return max(end, seq.computed)
 
     def _chunk_end(self, seq: Seq, tokens: int) -> int:
         """Where a chunk of at most `tokens`, but no less than a tile, from `seq.computed` on may end in the budget."""
@@ -157,7 +165,7 @@ class Draft:
             start = self._unpin_for(seq, start)
         self._seat(seq, start)
         end = self._within_room(seq, self._chunk_end(seq, tokens))
-        self.pages.grow(seq, pages_for(end), self.grants)
+        self.pages.grow(seq, Span.prefilled(end), self.grants)
         self._add_tiles(seq, end)
         if self._reserved is not None and seq.phase is Phase.PREFILL:
             self._reserve(seq)
@@ -191,16 +199,13 @@ class Draft:
         Returns what it can begin with then."""
         pins = [pin for pin in self.policy.pins(self.view) if not start.resumed or pin.program != seq.program]
         for pin in cast(list[Pin], pins):
-            if self._has(self.pages.need_to_start(seq, start)):
+            if self.pages.has(self.pages.need_to_start(seq, start)):
                 return start
             self.programs.soften(pin)
-        if start.resumed and not self._has(self.pages.need_to_start(seq, start)):
+        if start.resumed and not self.pages.has(self.pages.need_to_start(seq, start)):
             self.programs.release(seq.program)
             start = self.pages.prefix(seq)
         return start
-
-    def _has(self, need: list[int]) -> bool:
-        return all(pages <= self.pages.available(g) for g, pages in enumerate(need))
 
     def _others(self, victims: list[Seq]) -> int:
         """Residents beside a newcomer once `victims` are gone."""
@@ -212,12 +217,12 @@ class Draft:
             return False
         if self._others(victims) <= 0:
             return True
-        gained = [self.pages.exclusive(victim, start.shared) for victim in victims]
-        needs = zip(self.pages.need_to_start(seq, start), self._others_need(), self.pages.watermark(), strict=True)
-        return all(
-            need + reserved + watermark <= self.pages.available(g) + sum(gain[g] for gain in gained)
-            for g, (need, reserved, watermark) in enumerate(needs)
-        )
+        room = self.pages.available()
+        for victim in victims:
+            gained = self.pages.exclusive(victim, [shared.values() for shared in start.shared])
+            room = [a + b for a, b in zip(room, gained, strict=True)]
+        wanted = zip(self.pages.need_to_start(seq, start), self._others_need(), self.pages.watermark(), strict=True)
+        return all(sum(pages) <= available for pages, available in zip(wanted, room, strict=True))
 
     def _displaced_by(self, seq: Seq, start: Start) -> list[Seq] | None:
         """Residents whose eviction makes room for a newcomer, if the policy lets it take their place."""
@@ -232,9 +237,9 @@ class Draft:
         return None
 
     def _others_need(self) -> list[int]:
-        """Pages by group that admitted prompts have yet to be granted."""
+        """Pages by pool that admitted prompts have yet to be granted."""
         if self._reserved is None:
-            self._reserved = [0] * len(self.view.groups)
+            self._reserved = [0] * len(self.pages.flat)
             prefill = Phase.PREFILL
             for seq in [*self.roster.residents, *self.admitted]:
                 if seq.phase is prefill:
@@ -243,8 +248,8 @@ class Draft:
 
     def _reserve(self, seq: Seq) -> None:
         assert self._reserved is not None
-        for g, need in enumerate(self.pages.need(pages_for(seq.target) - seq.table_end)):
-            self._reserved[g] += need
+        for i, need in enumerate(self.pages.need(seq)):
+            self._reserved[i] += need
 
     # Victims
 
@@ -255,27 +260,29 @@ class Draft:
         self.preempted.append(seq)
         self._reserved = None
 
-    def _grow(self, seq: Seq, end: int) -> bool:
-        """Table entries up to `end`, at the cost of victims if need be."""
-        missing = end - seq.table_end
-        if missing > self.pages.room() and not self._make_room(seq, missing):
+    def _grow(self, seq: Seq, span: Span) -> bool:
+        """Tables up to `span`, at the cost of victims if need be."""
+        if not self._room_for(seq, span):
             self.starved = self.starved or seq
             return False
-        self.pages.grow(seq, end, self.grants)
+        self.pages.grow(seq, span, self.grants)
         return True
 
-    def _make_room(self, want: Seq, missing: int) -> bool:
-        """Unpins what programs hold or else evicts victims, if that gives `missing` pages of every group; nobody is
+    def _room_for(self, seq: Seq, span: Span) -> bool:
+        cost = self.pages.cost(seq, span)
+        return self.pages.has(cost) or self._make_room(seq, cost)
+
+    def _make_room(self, want: Seq, missing: list[int]) -> bool:
+        """Unpins what programs hold or else evicts victims, if that gives `missing` pages of every pool; nobody is
         evicted in vain."""
         if self.programs.num_hard and self._unpin(want, missing):
             return True
         victims: list[Seq] = []
-        groups = range(len(self.view.groups))
-        available, nobody = [self.pages.available(g) for g in groups], [()] * len(groups)
+        available, nobody = self.pages.available(), [()] * len(missing)
         for victim in self._victims(want):
             victims.append(victim)
             available = [a + b for a, b in zip(available, self.pages.exclusive(victim, nobody), strict=True)]
-            if min(available) >= missing:
+            if all(a >= b for a, b in zip(available, missing, strict=True)):
                 break
         else:
             return False
@@ -284,11 +291,11 @@ class Draft:
         self.view.admitting = False  # pages just taken from a resident are not for newcomers
         return True
 
-    def _unpin(self, want: Seq, missing: int) -> bool:
+    def _unpin(self, want: Seq, missing: list[int]) -> bool:
         for pin in cast(list[Pin], list(self.policy.pins(self.view))):
             if self.policy.may_unpin(want, pin, self.view):
                 self.programs.soften(pin)
-                if self.pages.room() >= missing:
+                if self.pages.has(missing):
                     return True
         return False
 
@@ -339,7 +346,12 @@ class Draft:
             prefill=tuple(self.tiles),
             admits=tuple(self.admits),
             preempted=tuple(seq.id for seq in self.preempted),
-            pages=PageUpdates(grants=tuple(self.grants), copies=tuple(self.copies), freed=self.pages.take_freed()),
+            pages=PageUpdates(
+                grants=tuple(self.grants),
+                copies=tuple(self.copies),
+                seals=tuple(self.seals),
+                freed=self.pages.take_freed(),
+            ),
         )
 
 

@@ -18,9 +18,10 @@ class IntegrityError(RuntimeError):
 class Pool:
     """`page_class.pages` page ids, from 0."""
 
-    __slots__ = ("_cached", "_free", "_hashes", "_index", "_refs", "freed", "size")
+    __slots__ = ("_cached", "_free", "_hashes", "_index", "_refs", "freed", "label", "size")
 
     def __init__(self, page_class: PageClass) -> None:
+        self.label = page_class.name
         self.size = page_class.pages
         self.freed = 0
         """References that fell to zero since somebody set it back."""

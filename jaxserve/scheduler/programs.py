@@ -12,19 +12,19 @@ from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 
 from jaxserve.scheduler.limits import Limits
-from jaxserve.scheduler.pages import Pages, Start, pages_for
+from jaxserve.scheduler.pages import Pages, Start
 from jaxserve.scheduler.request import Seq, Table
 from jaxserve.types import PAGE_TOKENS
 
 _OWN = b"pin/"
-Names = list[tuple[int, bytes] | None]
-"""By table entry: page class and name; None behind a window."""
+Names = list[bytes | None]
+"""By table entry; None where no page is held."""
 
 
 class Pin:
     """Pages of a program's last turn. `seq`, which has finished, owns them while the pin is hard."""
 
-    __slots__ = ("awaited", "expires", "hard", "names", "program", "seq", "since", "tokens", "tool")
+    __slots__ = ("awaited", "expires", "first", "hard", "names", "program", "seq", "since", "tokens", "tool")
 
     def __init__(self, seq: Seq, now: float, seconds: float) -> None:
         self.program = seq.program
@@ -37,6 +37,7 @@ class Pin:
         self.awaited = 0
         """Turns of the program that wait to take it over. It does not expire meanwhile."""
         self.hard = True
+        self.first = tuple(table.first for table in seq.tables)
         self.names: tuple[Names, ...] = ()
 
     @property
@@ -59,8 +60,8 @@ class Programs:
         self._hard: dict[str, Pin] = {}
         self._soft: dict[str, Pin] = {}
         self._expiries: list[tuple[float, int, Pin]] = []
-        self._held = [0] * len(pages.pools)
-        """Table entries of hard pins by group, pages shared between pins counted for each."""
+        self._held = [0] * len(pages.flat)
+        """Table entries of hard pins by pool, pages shared between pins counted for each."""
         self._sweep_at = 16
 
     # Looking
@@ -120,7 +121,7 @@ class Programs:
     def ended(self, seq: Seq, now: float, seconds: float) -> None:
         """Takes over the pages of a sequence that has finished. What the program held before is let go."""
         self.release(seq.program)
-        self._pages.trim(seq, pages_for(seq.computed))
+        self._pages.trim(seq, seq.computed)
         pin = Pin(seq, now, seconds)
         self._hard[seq.program] = pin
         heappush(self._expiries, (pin.expires, seq.id, pin))
@@ -142,8 +143,8 @@ class Programs:
             return
         self._hold(pin, -1)
         pin.names = tuple(
-            [self._name(pin, g, index, ref) for index, ref in enumerate(table.refs)]
-            for g, table in enumerate(pin.seq.tables)
+            [self._name(pin, i, index, page) for index, page in enumerate(table.refs)]
+            for i, table in enumerate(pin.seq.tables)
         )
         self._pages.drop(pin.seq)
         pin.hard = False
@@ -158,10 +159,10 @@ class Programs:
             self._pages.drop(hard.seq)
             hard.hard = False
         if soft is not None:
-            for g, names in enumerate(soft.names):
-                for cls, name in filter(None, reversed(names)):
+            for pool, names in zip(self._pages.flat, soft.names, strict=True):
+                for name in filter(None, reversed(names)):
                     if name.startswith(_OWN):
-                        self._pages.pools[g][cls].withdraw(name)
+                        pool.withdraw(name)
 
     def reset(self) -> None:
         for program in [*self._hard, *self._soft]:
@@ -170,41 +171,36 @@ class Programs:
     def _keep_share(self) -> None:
         share = self._limits.pin_share
         while self._hard and any(
-            held > share * sum(pool.size for pool in classes)
-            for held, classes in zip(self._held, self._pages.pools, strict=True)
+            held > share * pool.size for held, pool in zip(self._held, self._pages.flat, strict=True)
         ):
             self.soften(next(iter(self._hard.values())))
 
     def _hold(self, pin: Pin, sign: int) -> None:
-        for g, table in enumerate(pin.seq.tables):
-            self._held[g] += sign * (len(table.refs) - table.first)
+        for i, table in enumerate(pin.seq.tables):
+            self._held[i] += sign * sum(page is not None for page in table.refs)
 
-    def _name(self, pin: Pin, g: int, index: int, ref: tuple[int, int] | None) -> tuple[int, bytes] | None:
+    def _name(self, pin: Pin, i: int, index: int, page: int | None) -> bytes | None:
         """The name under which a page will be found: its own in the prefix index, or one of the pin."""
-        if ref is None:
+        if page is None:
             return None
-        cls, page = ref
-        pool = self._pages.pools[g][cls]
+        pool = self._pages.flat[i]
         if pool.name(page) is None:
-            pool.publish(page, _OWN + b"%d/%d/%d" % (pin.seq.id, g, index))
+            pool.publish(page, _OWN + b"%d/%d/%d" % (pin.seq.id, i, index))
         name = pool.name(page)
         assert name is not None
-        return cls, name
+        return name
 
     def _found(self, pin: Pin) -> tuple[Table, ...]:
         """What is left of a soft pin, up to the first page that was evicted."""
         tables = []
-        for g, names in enumerate(pin.names):
+        for pool, names, first in zip(self._pages.flat, pin.names, pin.first, strict=True):
             table = Table()
-            for entry in names:
-                if entry is None:
-                    table.first += 1
-                    table.refs.append(None)
-                    continue
-                page = self._pages.pools[g][entry[0]].find(entry[1])
-                if page is None:
+            table.first = first
+            for name in names:
+                page = None if name is None else pool.find(name)
+                if name is not None and page is None:
                     break
-                table.refs.append((entry[0], page))
+                table.refs.append(page)
             tables.append(table)
         return tuple(tables)
 
@@ -213,6 +209,6 @@ class Programs:
         if len(self._soft) < self._sweep_at:
             return
         for pin in list(self._soft.values()):
-            if any(len(table.refs) == table.first for table in self._found(pin)):
+            if any(not any(page is not None for page in table.refs) for table in self._found(pin)):
                 self.release(pin.program)
         self._sweep_at = 16 + 2 * len(self._soft)

@@ -33,13 +33,18 @@ class Phase(Enum):
 
 
 class Table:
-    """One group's pages of a sequence, by position // PAGE_TOKENS: (class, page), or None behind the window."""
+    """A sequence's pages of one pool, by position // PAGE_TOKENS; None where it holds none.
 
-    __slots__ = ("first", "refs")
+    `first`: entries below were freed behind the window. `tail`: of 16-bit pages beside sealed ones, entries between the
+    sinks and here were freed because they are read sealed.
+    """
+
+    __slots__ = ("first", "refs", "tail")
 
     def __init__(self) -> None:
         self.first = 0
-        self.refs: list[tuple[int, int] | None] = []
+        self.tail = 0
+        self.refs: list[int | None] = []
 
 
 class Seq:
@@ -81,7 +86,7 @@ class Seq:
         "whole_prompt",
     )
 
-    def __init__(self, arrive: Arrive, order: int, groups: int, max_model_len: int) -> None:
+    def __init__(self, arrive: Arrive, order: int, pools: int, max_model_len: int) -> None:
         self.id: SeqId = arrive.seq
         self.order = order
         """Rank of arrival; unique."""
@@ -123,11 +128,12 @@ class Seq:
         self.forkable_from = NEVER
         """First step before which the whole prompt is computed, in this residence."""
 
-        self.tables = tuple(Table() for _ in range(groups))
+        self.tables = tuple(Table() for _ in range(pools))
         self.table_end = 0
-        """Entries of every table: positions below table_end * PAGE_TOKENS were granted."""
+        """Pages that hold tokens: positions below table_end * PAGE_TOKENS were granted. Tables of sealed pages may be
+        shorter, the others are as long."""
         self.release_at = NEVER
-        """`length_min` from which a windowed group can free a page."""
+        """`length_min` from which a page can be freed."""
         self.published = 0
         """Leading pages offered to the prefix index."""
 

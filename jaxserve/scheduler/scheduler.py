@@ -152,7 +152,7 @@ class Scheduler:
                 f"sequence {arrive.seq} shares {arrive.shared} of {arrive.prompt} prompt tokens with what program "
                 f"{arrive.program!r} holds ({pin})"
             )
-        seq = Seq(arrive, self._arrivals, len(self.groups), self.limits.max_model_len)
+        seq = Seq(arrive, self._arrivals, len(self._pages.flat), self.limits.max_model_len)
         self._arrivals += 1
         if seq.program:
             self._programs.arrive(seq)

@@ -6,7 +6,7 @@ from pallas_kernels.layouts.dense import Dense
 from pallas_kernels.layouts.eight_bit import EightBitColumns, EightBitRows
 from pallas_kernels.layouts.hack import HackFolded, HackPartitioned, hack
 from pallas_kernels.layouts.kivi import Kivi
-from pallas_kernels.layouts.layout import KernelPages, Layout, SealedLayout, TokenLayout
+from pallas_kernels.layouts.layout import FloatLayout, KernelPages, Layout, SealedLayout, TokenLayout
 
 __all__ = [
     "Code",
@@ -14,6 +14,7 @@ __all__ = [
     "Dense",
     "EightBitColumns",
     "EightBitRows",
+    "FloatLayout",
     "Fp8",
     "HackFolded",
     "HackPartitioned",

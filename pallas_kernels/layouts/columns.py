@@ -60,6 +60,12 @@ class Columns:
         values = values.at[pages, layer].set(new_v, mode="drop", unique_indices=True)
         return keys, values
 
+    def get_pages(self, pool: Pool, layer: int | jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
+        k, v = (array.at[pages, layer].get(mode="clip") for array in pool)
+        if self.stored != self.dtype:
+            k, v = (lax.bitcast_convert_type(x, self.dtype) for x in (k, v))
+        return k.swapaxes(2, 3), v
+
     def page_shape(self, pool: Pool) -> tuple[int, int, int, int]:
         pages, _, kv_heads, page_tokens, head_dim = pool[1].shape
         return pages, kv_heads, page_tokens, head_dim

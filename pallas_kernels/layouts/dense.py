@@ -37,6 +37,10 @@ class Dense:
         new = jnp.where(inside[:, None, None, :, None], jnp.stack([k, v], axis=1).astype(pool.dtype), old)
         return pool.at[pages, layer].set(new, mode="drop", unique_indices=True)
 
+    def get_pages(self, pool: jax.Array, layer: int | jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kv = pool.at[pages, layer].get(mode="clip")
+        return kv[:, 0], kv[:, 1]
+
     def page_shape(self, pool: jax.Array) -> tuple[int, int, int, int]:
         pages, _, _, kv_heads, page_tokens, head_dim = pool.shape
         return pages, kv_heads, page_tokens, head_dim

@@ -98,6 +98,15 @@ class TokenLayout(Layout, Protocol):
         ...
 
 
+class FloatLayout(TokenLayout, Protocol):
+    """A token layout that gives back the floats that were put into it, bit for bit."""
+
+    def get_pages(self, pool: Any, layer: int | jax.Array, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """k, v [n, kv_heads, page_tokens, head_dim] of `dtype`, as they were put into pages int32 [n]; of a page out of
+        range any values."""
+        ...
+
+
 class SealedLayout(Layout, Protocol):
     """A layout whose pages are made whole, from the 16-bit keys and values of a full page, and never change.
 

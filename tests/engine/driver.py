@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine.core import EngineCore
@@ -47,11 +47,15 @@ class Answer:
 class Driver:
     """One engine core and what it said."""
 
-    def __init__(self, **options: object):
+    def __init__(self, kv_format: str | None = None, **options: object):
+        """`kv_format`: a registered KV format that is no choice of --kv-cache-dtype."""
         self.inbox = Inbox()
         self.answers: dict[tuple[str, int], Answer] = {}
         self.stats: Stats | None = None
-        self.core: EngineCore = load_core(EngineConfig.of(**options), self.inbox, self._receive, lambda _: None)
+        config = EngineConfig.of(**options)
+        if kv_format is not None:
+            config = replace(config, cache=replace(config.cache, kv_cache_dtype=kv_format))
+        self.core: EngineCore = load_core(config, self.inbox, self._receive, lambda _: None)
 
     def _receive(self, message: FromCore) -> None:
         if isinstance(message, Deltas):

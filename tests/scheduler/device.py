@@ -2,13 +2,14 @@
 
 The KV of position p is represented by a number that depends on all tokens up to p. Reading checks that the pages of the
 block table hold exactly the numbers of the sequence's own tokens; entries and pages that are no longer granted keep
-their old content, as on a device.
+their old content, as on a device. In a group with two classes the reading rule says which class is read; a sealed page
+holds a mark besides, so that neither form is taken for the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxserve.scheduler import Limits
 from jaxserve.types import PAGE_TOKENS, PageClasses, Plan, SeqId, Work
@@ -33,8 +34,9 @@ class Slot:
     seq: SeqId
     choice: int
     chain: Chain
-    tables: list[dict[int, int]]
-    granted: list[set[int]] = field(default_factory=list)
+    tables: dict[tuple[int, int], dict[int, int]]
+    """By group and class."""
+    granted: dict[tuple[int, int], set[int]]
 
     @property
     def length(self) -> int:
@@ -46,10 +48,13 @@ class Device:
 
     def __init__(self, limits: Limits, groups: Sequence[PageClasses]) -> None:
         self.limits = limits
-        self.windows = [group.window for group in groups]
-        self.pools = [[[None] * PAGE_TOKENS for _ in range(group.classes[0].pages)] for group in groups]
+        self.groups = groups
+        classes = [(g, c) for g, group in enumerate(groups) for c in range(len(group.classes))]
+        self.pools = {(g, c): [[None] * PAGE_TOKENS for _ in range(groups[g].classes[c].pages)] for g, c in classes}
         self.slots: dict[int, Slot] = {}
-        self._written: dict[tuple[int, int], int] = {}
+        self._written: dict[tuple[int, int, int], int] = {}
+        self._fresh: dict[tuple[int, int, int], list[object]] = {}
+        """Pages that a tile of this step completed, by slot, group and index: they exist as activations."""
 
     def execute(
         self,
@@ -65,7 +70,7 @@ class Device:
         self._check_size(plan)
         self._copy(plan)
         self._admit(plan, upload)
-        self._written = {}
+        self._written, self._fresh = {}, {}
         samples: dict[SeqId, list[int]] = {}
         # Sequences run in an order that suits nobody who counts on another one's writes of the same step.
         for seq in reversed(dict.fromkeys(work.seq for work in plan.prefill)):
@@ -81,6 +86,7 @@ class Device:
                 token = next_token(slot.chain, slot.choice)
                 extend(slot.chain, token)
                 samples[work.seq] = [token]
+        self._seal(plan)
         return samples
 
     def _check_size(self, plan: Plan) -> None:
@@ -95,11 +101,13 @@ class Device:
 
     def _copy(self, plan: Plan) -> None:
         copies = plan.pages.copies
-        targets = {(copy.group, copy.dst) for copy in copies}
+        targets = {(copy.group, copy.cls, copy.dst) for copy in copies}
         assert len(targets) == len(copies), "two copies into one page"
-        assert not targets & {(copy.group, copy.src) for copy in copies}, "copies of one plan depend on their order"
+        sources = {(copy.group, copy.cls, copy.src) for copy in copies}
+        assert not targets & sources, "copies of one plan depend on their order"
         for copy in copies:
-            self.pools[copy.group][copy.dst] = list(self.pools[copy.group][copy.src])
+            pool = self.pools[copy.group, copy.cls]
+            pool[copy.dst] = list(pool[copy.src])
 
     def _admit(self, plan: Plan, upload: Callable[[SeqId], tuple[Chain, int]]) -> None:
         for admit in plan.admits:
@@ -107,15 +115,32 @@ class Device:
             assert 0 <= admit.slot < self.limits.max_num_seqs
             assert 0 <= admit.cached < len(chain) - 1, "the last token is always computed"
             old = self.slots.get(admit.slot)
-            tables = old.tables if old else [{} for _ in self.pools]
-            self.slots[admit.slot] = Slot(admit.seq, choice, list(chain), tables, [set() for _ in self.pools])
+            tables = old.tables if old else {key: {} for key in self.pools}
+            self.slots[admit.slot] = Slot(admit.seq, choice, list(chain), tables, {key: set() for key in self.pools})
         for grant in plan.pages.grants:
-            assert 0 <= grant.page < len(self.pools[grant.group]) and grant.cls == 0
+            key = (grant.group, grant.cls)
+            assert 0 <= grant.page < len(self.pools[key])
             assert 0 <= grant.index < -(-self.limits.max_model_len // PAGE_TOKENS)
             slot = self.slots[grant.slot]
-            assert grant.index not in slot.granted[grant.group], f"{grant} was granted before"
-            slot.tables[grant.group][grant.index] = grant.page
-            slot.granted[grant.group].add(grant.index)
+            assert grant.index not in slot.granted[key], f"{grant} was granted before"
+            slot.tables[key][grant.index] = grant.page
+            slot.granted[key].add(grant.index)
+
+    def _seal(self, plan: Plan) -> None:
+        for seal in plan.pages.seals:
+            slot, group = self.slots[seal.slot], self.groups[seal.group]
+            assert seal.index >= group.sink_pages, f"{seal}: sinks are not sealed"
+            assert [slot.tables[seal.group, cls][seal.index] for cls in (0, 1)] == [seal.src, seal.dst]
+            assert all(seal.index in slot.granted[seal.group, cls] for cls in (0, 1)), f"{seal}: never granted"
+            owner = self._written.setdefault((seal.group, 1, seal.dst), seal.slot)
+            assert owner == seal.slot, f"slots {owner} and {seal.slot} write sealed page {seal.dst}"
+            if slot.length - 1 >= (seal.index + 1) * PAGE_TOKENS:
+                page = self.pools[seal.group, 0][seal.src]
+                assert page == self._own(slot, seal.index), f"{seal}: the page is not what the slot computed"
+                self.pools[seal.group, 1][seal.dst] = sealed(page)
+
+    def _own(self, slot: Slot, index: int) -> list[object]:
+        return slot.chain[index * PAGE_TOKENS + 1 : (index + 1) * PAGE_TOKENS + 1]
 
     def _tile(self, work: Work) -> None:
         slot = self.slots[work.slot]
@@ -123,9 +148,27 @@ class Device:
         end = work.start + work.count
         assert work.count >= 1 and work.start // PAGE_TOKENS == (end - 1) // PAGE_TOKENS, f"{work} straddles pages"
         assert work.samples or end % PAGE_TOKENS == 0, f"{work} ends inside a page"
-        for position in range(work.start, end):
-            self._write(work.slot, position, slot.chain[position + 1])
+        for g, group in enumerate(self.groups):
+            self._write_tile(work, g, group)
         self._read(work.slot, work.start, end)
+
+    def _write_tile(self, work: Work, g: int, group: PageClasses) -> None:
+        """Into a 16-bit page if there is one; a page that is complete with this tile is sealed, unless it is a sink."""
+        slot, end = self.slots[work.slot], work.start + work.count
+        index = work.start // PAGE_TOKENS
+        completed = len(group.classes) == 2 and end % PAGE_TOKENS == 0 and index >= group.sink_pages
+        if not completed or index in slot.granted[g, 0]:
+            for position in range(work.start, end):
+                self._write(work.slot, g, position, slot.chain[position + 1])
+        else:
+            assert work.start % PAGE_TOKENS == 0, f"{work} joins a page of group {g} that is not there"
+        if completed:
+            assert index in slot.granted[g, 1], f"{work} completes a page of group {g} without a sealed one"
+            page = slot.tables[g, 1][index]
+            owner = self._written.setdefault((g, 1, page), work.slot)
+            assert owner == work.slot, f"slots {owner} and {work.slot} write sealed page {page} of group {g}"
+            self.pools[g, 1][page] = sealed(self._own(slot, index))
+            self._fresh[work.slot, g, index] = self._own(slot, index)
 
     def _row(self, work: Work, accepted: int) -> list[int]:
         slot = self.slots[work.slot]
@@ -133,41 +176,67 @@ class Device:
         last = slot.length - 1
         assert last <= work.start, f"{work} starts below the slot's last token {last}"
         assert work.start <= last + (self.limits.q - 1) * self.limits.lag, f"{work} is far above {last}"
-        tokens = []
-        for offset in range(self.limits.q):
-            self._write(work.slot, last + offset, slot.chain[last + offset + 1] if offset <= accepted else object())
+        tokens: list[int] = []
+        # Drafts are cut at the end of a page.
+        drafts = min(self.limits.q - 1, PAGE_TOKENS - 1 - last % PAGE_TOKENS)
+        for offset in range(drafts + 1):
+            for g in range(len(self.groups)):
+                content = slot.chain[last + offset + 1] if offset <= accepted else object()
+                self._write(work.slot, g, last + offset, content)
             if offset <= accepted:
                 self._read(work.slot, last + offset, last + offset + 1)
                 tokens.append(next_token(slot.chain, slot.choice))
                 extend(slot.chain, tokens[-1])
         return tokens
 
-    def _write(self, number: int, position: int, content: object) -> None:
+    def _write(self, number: int, g: int, position: int, content: object) -> None:
         slot = self.slots[number]
         if position >= self.limits.max_model_len:
             return
         index = position // PAGE_TOKENS
-        for g, pool in enumerate(self.pools):
-            assert index in slot.granted[g], f"slot {number} writes position {position} of group {g} into a stale page"
-            page = slot.tables[g][index]
-            owner = self._written.setdefault((g, page), number)
-            assert owner == number, f"slots {owner} and {number} write page {page} of group {g}"
-            pool[page][position % PAGE_TOKENS] = content
+        assert index in slot.granted[g, 0], f"slot {number} writes position {position} of group {g} into a stale page"
+        page = slot.tables[g, 0][index]
+        owner = self._written.setdefault((g, 0, page), number)
+        assert owner == number, f"slots {owner} and {number} write page {page} of group {g}"
+        self.pools[g, 0][page][position % PAGE_TOKENS] = content
 
     def _read(self, number: int, start: int, end: int) -> None:
-        """Queries [start, end) read all positions up to their own, or those in the window."""
+        """Queries [start, end), all in one page, read all positions up to their own, or those in the window."""
         slot = self.slots[number]
+        if start >= self.limits.max_model_len:
+            return
         end = min(end, self.limits.max_model_len)
-        for g, (pool, window) in enumerate(zip(self.pools, self.windows, strict=True)):
-            first = 0 if window is None else max(0, start - window + 1)
+        for g, group in enumerate(self.groups):
+            first = 0 if group.window is None else max(0, start - group.window + 1)
             position = first
             while position < end:
                 index = position // PAGE_TOKENS
                 stop = min(end, (index + 1) * PAGE_TOKENS)
-                assert index in slot.granted[g], f"slot {number} reads position {position} of group {g}: never granted"
-                page = pool[slot.tables[g][index]]
-                found = page[position % PAGE_TOKENS : (stop - 1) % PAGE_TOKENS + 1]
+                found = self._page(number, g, group, index, start // PAGE_TOKENS)
+                found = found[position % PAGE_TOKENS : (stop - 1) % PAGE_TOKENS + 1]
                 assert found == slot.chain[position + 1 : stop + 1], (
                     f"slot {number} (sequence {slot.seq}) reads foreign content in group {g}, page {index}"
                 )
                 position = stop
+
+    def _page(self, number: int, g: int, group: PageClasses, index: int, own: int) -> list[object]:
+        """What a query in page `own` reads of page `index`."""
+        slot, cls = self.slots[number], 0
+        if len(group.classes) == 2 and group.sink_pages <= index <= own - group.residual_pages:
+            cls = 1
+        elif index not in slot.granted[g, 0] and (number, g, index) in self._fresh:
+            return self._fresh[number, g, index]
+        assert index in slot.granted[g, cls], (
+            f"slot {number} reads page {index} of group {g}, class {cls}: never granted"
+        )
+        page = self.pools[g, cls][slot.tables[g, cls][index]]
+        return unsealed(page) if cls else page
+
+
+def sealed(page: list[object]) -> list[object]:
+    return [("sealed", content) for content in page]
+
+
+def unsealed(page: list[object]) -> list[object]:
+    assert all(isinstance(content, tuple) for content in page), "a page is read that was never sealed"
+    return [content[1] for content in page]

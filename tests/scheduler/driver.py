@@ -30,6 +30,12 @@ def groups_of(*pools: tuple[int, int | None]) -> tuple[PageClasses, ...]:
     return tuple(PageClasses(classes=(PageClass(name="kv", pages=n, bytes=1),), window=w) for n, w in pools)
 
 
+def two_classes(open: int, sealed: int, window: int | None = None, sinks: int = 1, residual: int = 1) -> PageClasses:
+    """A KV group with `open` 16-bit and `sealed` sealed pages."""
+    classes = (PageClass(name="bf16", pages=open, bytes=4), PageClass(name="sealed", pages=sealed, bytes=1))
+    return PageClasses(classes=classes, window=window, sink_pages=sinks, residual_pages=residual)
+
+
 def limits_of(**changes: object) -> Limits:
     small = {"max_num_seqs": 4, "max_num_batched_tokens": 256, "max_model_len": 1024, "max_tiles": 4}
     merged = {**small, **changes}
@@ -151,7 +157,7 @@ class Driver:
             launched = (plan.step, samples)
             self._in_flight.append(launched)
         else:
-            assert not (plan.admits or plan.preempted or plan.pages.grants or plan.pages.copies)
+            assert not (plan.admits or plan.preempted or plan.pages.grants or plan.pages.copies or plan.pages.seals)
         while len(self._in_flight) > (self.limits.lag if launched else 0):
             self._report(*self._in_flight.popleft())
         self.scheduler.check_integrity()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxserve.scheduler import make_policy, policy_names, replay
 from tests.scheduler import chaos
-from tests.scheduler.driver import Driver, accept_randomly, groups_of, limits_of
+from tests.scheduler.driver import Driver, accept_randomly, groups_of, limits_of, two_classes
 
 EXAMPLES = int(os.environ.get("SCHEDULER_EXAMPLES", "25"))
 WINDOWS = (None, 1, 40, 64, 65, 130, 200)
@@ -40,7 +40,16 @@ def setups(draw):
     )
     entries = -(-max_len // 64)
     windows = draw(st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=3))
-    return limits, groups_of(*[(draw(st.integers(2, 3 * entries)), window) for window in windows])
+    return limits, tuple(draw(groups(entries, window)) for window in windows)
+
+
+@st.composite
+def groups(draw, entries, window):
+    """One page class or two."""
+    if draw(st.booleans()):
+        return groups_of((draw(st.integers(2, 3 * entries)), window))[0]
+    open, sealed = draw(st.integers(2, 3 * entries)), draw(st.integers(2, 3 * entries))
+    return two_classes(open, sealed, window, sinks=draw(st.integers(0, 2)), residual=draw(st.integers(1, 2)))
 
 
 @pytest.mark.parametrize("policy", [*policy_names(), "slora+mlfq", "prepacking+fairness", chaos.Chaos.name])

@@ -32,10 +32,14 @@ def done(plan: Plan, *results: SeqResult) -> StepDone:
     return StepDone(now=0.0, step=plan.step, duration=0.1, results=results)
 
 
-def test_two_page_classes_are_refused():
-    classes = (PageClass(name="bf16", pages=4, bytes=2), PageClass(name="kivi", pages=9, bytes=1))
-    with pytest.raises(ValueError, match="bf16, kivi"):
-        Scheduler(make_policy("sarathi"), limits_of(), (PageClasses(classes=classes),))
+@pytest.mark.parametrize(
+    ("classes", "fields"),
+    [(("bf16", "kivi"), {"sink_pages": 1}), (("a", "b", "c"), {"residual_pages": 1}), (("bf16",), {"window": 0})],
+)
+def test_groups_that_cannot_be_accounted_for_are_refused(classes, fields):
+    made = tuple(PageClass(name=name, pages=4, bytes=2) for name in classes)
+    with pytest.raises(ValueError, match=", ".join(classes) if "window" not in fields else "window of 0"):
+        Scheduler(make_policy("sarathi"), limits_of(), (PageClasses(classes=made, **fields),))
 
 
 @pytest.mark.parametrize(
