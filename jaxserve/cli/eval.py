@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxserve.cli.errors import Failure
 from jaxserve.cli.parser import Parser, choose_platform
 from jaxserve.config import add_arguments, from_arguments
+
+if TYPE_CHECKING:
+    from jaxserve.eval.options import EvalConfig
 
 
 def parser() -> Parser:
@@ -24,8 +28,17 @@ def parser() -> Parser:
         """
         jaxserve eval --items 20                                  # the bundled model, a few minutes
         jaxserve eval --task kv-recall needle --lengths 512,4096 --model ~/models/Qwen3-0.6B --style chat
+        jaxserve eval --compare configs/eval/dense.yaml configs/eval/bf16.yaml --task induction --turns 12 --out kv
         jaxserve eval --out results                               # run it again to go on after an interruption
         """,
+    )
+    made.add_argument(
+        "--compare",
+        nargs="+",
+        type=Path,
+        metavar="FILE.yaml",
+        help="Engine options of two or more configurations: each runs on the same items, and all are compared with the "
+        "first. With --out also comparison.json and comparison.png.",
     )
     add_arguments(made, EvalConfig)
     return made
@@ -41,14 +54,32 @@ def run(args: argparse.Namespace) -> int:
         args.wait_for_buckets = True  # a program swapped in during a run would change its last bits
     config = from_arguments(EvalConfig, args)
     choose_platform(config.engine)
-    from jaxserve.eval.report import summary, tables, write_summary
-    from jaxserve.eval.run import evaluate
-
+    progress = sys.stderr.isatty()
     try:
-        result = evaluate(config, progress=sys.stderr.isatty())
+        return _single(config, progress) if args.compare is None else _compare(config, args.compare, progress)
     except RuntimeError as error:
         raise Failure(str(error)) from None
+
+
+def _single(config: EvalConfig, progress: bool) -> int:
+    from jaxserve.eval.report import summary, tables, write_json
+    from jaxserve.eval.run import evaluate
+
+    result = evaluate(config, progress)
     print(tables(result), end="")
     if config.eval.out is not None:
-        write_summary(Path(config.eval.out) / "summary.json", summary(result))
+        write_json(Path(config.eval.out) / "summary.json", summary(result))
+    return 0
+
+
+def _compare(config: EvalConfig, files: list[Path], progress: bool) -> int:
+    from jaxserve.eval.compare import compare, comparison, comparison_table, plot, read_contestants
+    from jaxserve.eval.report import write_json
+
+    results = compare(read_contestants(config, files), progress)
+    print(comparison_table(results), end="")
+    if config.eval.out is not None:
+        folder = Path(config.eval.out)
+        write_json(folder / "comparison.json", comparison(results))
+        plot(results, folder / "comparison.png")
     return 0

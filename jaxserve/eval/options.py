@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from jaxserve.config import EngineConfig, human_int, option
 from jaxserve.eval.modes import MODES
+from jaxserve.eval.perplexity import PERPLEXITY
+from jaxserve.eval.recall_fixture import INDUCTION
 from jaxserve.eval.tasks import RETRIEVAL
 
 
@@ -13,8 +15,9 @@ from jaxserve.eval.tasks import RETRIEVAL
 class EvalOptions:
     task: tuple[str, ...] = option(
         tuple(RETRIEVAL),
-        "What to measure. Default: all retrieval tasks.",
-        choices=tuple(RETRIEVAL),
+        "What to measure: retrieval tasks, perplexity of --text, or induction, a recall test with a model of its own "
+        "(alone, without --model). Default: all retrieval tasks.",
+        choices=(*RETRIEVAL, INDUCTION, PERPLEXITY),
     )
     lengths: tuple[int, ...] = option(
         (512, 1024, 2048), "Tokens of a retrieval task's longest sequence, answers included.", parse=human_int, low=64
@@ -36,6 +39,10 @@ class EvalOptions:
         "with the prefix cache off; the one way for KV that is private to a sequence.",
         choices=("prefix", "program"),
     )
+    text: str | None = option(None, "File for perplexity, UTF-8. Default: the book that comes with the package.")
+    window: int = option(512, "Tokens of a window of perplexity.", parse=human_int, low=2)
+    stride: int = option(256, "Tokens scored in each window after the first.", parse=human_int, low=1)
+    max_text_tokens: int | None = option(None, "Only this many tokens of the text.", parse=human_int, low=2)
     task_seed: int = option(0, "Seeds what is generated.")
     out: str | None = option(None, "Folder for results; run the same command again to go on after an interruption.")
 

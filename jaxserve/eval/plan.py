@@ -2,20 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from jaxserve.api import LLM
+from jaxserve.config import ConfigError
 from jaxserve.eval.cells import Cell, RetrievalCell, check_lengths
 from jaxserve.eval.options import EvalOptions
+from jaxserve.eval.perplexity import PERPLEXITY, PerplexityCell, windows
 from jaxserve.eval.prompts import Chat, Plain, Style, fit
+from jaxserve.eval.recall_fixture import INDUCTION, induction
 from jaxserve.eval.tasks import RETRIEVAL
+from jaxserve.eval.tasks.filler import book
+from jaxserve.text.tokenizer import Tokenizer
 
 
-def plan(options: EvalOptions, llm: LLM) -> list[Cell]:
+@dataclass(frozen=True)
+class Inputs:
+    """What the cells are made from and is read before an engine starts."""
+
+    text: str
+
+
+def read_inputs(options: EvalOptions) -> Inputs:
+    """
+    Raises:
+        ConfigError: a file that cannot be read, or options that exclude each other.
+    """
+    if options.text is not None and PERPLEXITY not in options.task:
+        raise ConfigError("--text has no meaning without --task perplexity")
+    if INDUCTION in options.task and set(options.task) != {INDUCTION}:
+        raise ConfigError("--task induction brings a model of its own: run it alone")
+    return Inputs(book() if options.text is None else _read(Path(options.text)))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--text {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--text {path} is not UTF-8: {error}") from None
+
+
+def plan(options: EvalOptions, inputs: Inputs, llm: LLM) -> list[Cell]:
     """The cells that `options` ask for, in the order of the table.
 
     Raises:
         ConfigError: a length that the model or a task does not have.
     """
+    cells: list[Cell] = []
+    for name in dict.fromkeys(options.task):
+        if name == PERPLEXITY:
+            cells.append(_perplexity(options, inputs.text, llm.get_tokenizer()))
+        else:
+            cells += _retrieval(options, name, llm)
+    check_lengths(cells, llm.limits.max_model_len)
+    return cells
+
+
+def _perplexity(options: EvalOptions, text: str, tokenizer: Tokenizer) -> Cell:
+    tokens = tokenizer.encode(text)[: options.max_text_tokens]
+    return PerplexityCell(tuple(windows(tokens, options.window, options.stride, tokenizer)), options.window)
+
+
+def _retrieval(options: EvalOptions, name: str, llm: LLM) -> list[Cell]:
     tokenizer = llm.get_tokenizer()
+    task = induction if name == INDUCTION else RETRIEVAL[name]
     style: Style = Plain(tokenizer) if options.style == "plain" else Chat(tokenizer, llm.chat_prompt)
 
     def count(text: str) -> int:
@@ -23,13 +76,11 @@ def plan(options: EvalOptions, llm: LLM) -> list[Cell]:
 
     turns = min(options.turns, options.items)
     cells: list[Cell] = []
-    for name in dict.fromkeys(options.task):
-        for length in dict.fromkeys(options.lengths):
-            seeds = [f"{options.task_seed}/{name}/{length}/{number}" for number in range(-(-options.items // turns))]
-            documents = tuple(fit(name, RETRIEVAL[name], style, count, length, turns, seed) for seed in seeds)
-            cells += [
-                RetrievalCell(name, length, mode, documents, style, options.reuse == "program")
-                for mode in dict.fromkeys(options.mode)
-            ]
-    check_lengths(cells, llm.limits.max_model_len)
+    for length in dict.fromkeys(options.lengths):
+        seeds = [f"{options.task_seed}/{name}/{length}/{number}" for number in range(-(-options.items // turns))]
+        documents = tuple(fit(name, task, style, count, length, turns, seed) for seed in seeds)
+        cells += [
+            RetrievalCell(name, length, mode, documents, style, options.reuse == "program")
+            for mode in dict.fromkeys(options.mode)
+        ]
     return cells

@@ -10,6 +10,7 @@ import json
 import math
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from typing import Any
 
@@ -18,6 +19,8 @@ from safetensors.numpy import save_file
 
 from jaxserve.eval.tasks.document import Document, Page, Room, TooShort, Turn, spread
 
+INDUCTION = "induction"
+"""The task that this model is made for."""
 TOKENS = 64
 """Size of the vocabulary and of a token's code."""
 HEAD_DIM = 128
@@ -152,9 +155,10 @@ def induction(rng: Random, room: Room) -> Document:
     keys, values, filler = order[:PAIRS], order[PAIRS : 2 * PAIRS], order[2 * PAIRS :]
     page = Page(room.count)
     # Filler first: position 0 has no token before it, and takes itself for that.
-    kinds = [False, *rng.sample([True] * PAIRS + [False] * (room.tokens - 2 * PAIRS), room.tokens - PAIRS)]
+    kinds = [True] * PAIRS + [False] * (room.tokens - 2 * PAIRS - 1)
+    rng.shuffle(kinds)
     starts, pairs = [], iter(zip(keys, values, strict=True))
-    for is_pair in kinds:
+    for is_pair in (False, *kinds):
         if is_pair:
             starts.append(page.tokens)
             for word in next(pairs):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from jaxserve.eval.perplexity import PERPLEXITY, perplexity
 from jaxserve.eval.rows import Key, Row
 from jaxserve.eval.run import Result
 from jaxserve.eval.stats import Interval, mean_interval
@@ -16,13 +18,28 @@ DEPTHS = 5
 
 
 def interval(rows: Sequence[Row]) -> Interval:
-    return mean_interval([row.score for row in rows], [row.document for row in rows])
+    return mean_interval([row.score for row in rows], [(row.task, row.length, row.document) for row in rows])
 
 
 def tables(result: Result) -> str:
     """What `jaxserve eval` prints."""
-    parts = [_accuracy(result.rows), _by("depth", result.rows, _depth), _by("turn", result.rows, lambda r: r.turn + 1)]
+    texts = {key: rows for key, rows in result.rows.items() if key[0] == PERPLEXITY}
+    answers = {key: rows for key, rows in result.rows.items() if key not in texts}
+    parts = []
+    if answers:
+        parts += [_accuracy(answers), _by("depth", answers, _depth), _by("turn", answers, lambda row: row.turn + 1)]
+    if texts:
+        parts.append(_perplexity(texts))
     return "\n\n".join([*filter(None, parts), _counts(result)]) + "\n"
+
+
+def _perplexity(cells: dict[Key, list[Row]]) -> str:
+    lines = [["perplexity", "window", "of a token", "of a byte", "bits per byte", "tokens", "bytes"]]
+    for (task, length, _), rows in cells.items():
+        found = perplexity(rows)
+        figures = [f"{found.token:.4f}", f"{found.byte:.4f}", f"{found.bits_per_byte:.4f}"]
+        lines.append([task, str(length), *figures, f"{found.tokens:,}", f"{found.bytes:,}"])
+    return grid(lines)
 
 
 def _accuracy(cells: dict[Key, list[Row]]) -> str:
@@ -85,6 +102,7 @@ def summary(result: Result) -> dict[str, Any]:
     for (task, length, mode), rows in result.rows.items():
         found = interval(rows)
         reused = sum(row.cached_tokens for row in rows)
+        more = asdict(perplexity(rows)) if task == PERPLEXITY else {}
         cells.append(
             {
                 "task": task,
@@ -97,10 +115,11 @@ def summary(result: Result) -> dict[str, Any]:
                 "tokens_prefilled": sum(row.prompt_tokens for row in rows) - reused,
                 "tokens_reused": reused,
                 "kv_bytes_per_token": result.kv_bytes_per_token.get(length),
+                **({"perplexity": more} if more else {}),
             }
         )
     return {"cells": cells, "seconds": round(result.seconds, 1)}
 
 
-def write_summary(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(data)) + b"\n")

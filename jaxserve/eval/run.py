@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -16,7 +18,8 @@ from jaxserve.config import ConfigError, EngineConfig, fields_of
 from jaxserve.eval.cells import Cell
 from jaxserve.eval.memory import kv_bytes
 from jaxserve.eval.options import EvalConfig
-from jaxserve.eval.plan import plan
+from jaxserve.eval.plan import plan, read_inputs
+from jaxserve.eval.recall_fixture import INDUCTION, write
 from jaxserve.eval.rows import Key, Row, RowFile
 
 FOREVER_S = 1e9
@@ -33,25 +36,31 @@ class Result:
     seconds: float
 
 
-def evaluate(config: EvalConfig, progress: bool = True) -> Result:
-    """Measures what `config` asks for; every row is on disk when `config.eval.out` is set.
+def evaluate(config: EvalConfig, progress: bool = True, label: str = "") -> Result:
+    """Measures what `config` asks for; every row is on disk when `config.eval.out` is set. `label` stands before the
+    progress bar.
 
     Raises:
         ConfigError, CheckpointError: what cannot be measured, before any work.
         EngineDead, RuntimeError: the engine failed.
     """
     config = replace(config, engine=_reusing(config.engine, config.eval.reuse))
+    inputs = read_inputs(config.eval)
     folder = None if config.eval.out is None else _folder(Path(config.eval.out), config)
-    with LLM(**flat_options(config.engine)) as llm:
-        cells = plan(config.eval, llm)
-        rows, seconds = run_cells(cells, llm, folder, progress)
+    with ExitStack() as stack:
+        engine = flat_options(config.engine)
+        if INDUCTION in config.eval.task and engine["model"] is None:
+            engine["model"] = str(write(Path(stack.enter_context(TemporaryDirectory()))))
+        llm = stack.enter_context(LLM(**engine))
+        cells = plan(config.eval, inputs, llm)
+        rows, seconds = run_cells(cells, llm, folder, progress, label)
         lengths = sorted({cell.longest for cell in cells})
         per_token = {n: kv_bytes(llm.ready.page_classes, n) / n for n in lengths}
     return Result(rows, per_token, seconds)
 
 
 def run_cells(
-    cells: Sequence[Cell], llm: LLM, folder: Path | None, progress: bool = True
+    cells: Sequence[Cell], llm: LLM, folder: Path | None, progress: bool = True, label: str = ""
 ) -> tuple[dict[Key, list[Row]], float]:
     """Rows by cell, and seconds. Cells that `folder` has whole are not run again.
 
@@ -65,7 +74,9 @@ def run_cells(
     start = time.monotonic()
     total = sum(cell.items for cell in cells)
     had = sum(cell.items for cell in cells if cell.key in found)
-    with tqdm(total=total, initial=had, unit="item", dynamic_ncols=True, disable=not progress) as bar:
+    with tqdm(
+        total=total, initial=had, desc=label or None, unit="item", dynamic_ncols=True, disable=not progress
+    ) as bar:
         for cell in cells:
             if cell.key in found:
                 continue
