@@ -1,7 +1,7 @@
 """The Mosaic GPU kernels under jax's interpreter, which simulates warpgroups, barriers and copies and looks for races.
 
-What it does not show: the transposed operand of Q K^T and register layouts, which it does not know, and what ptxas makes
-of the kernel. `tests/aot` compiles it; `scripts/gpu_day.py` runs it on a GPU.
+What it does not show: the transposed operand of Q K^T and register layouts, which it does not know, and what ptxas
+makes of the kernel. `tests/aot` compiles it; `scripts/gpu_day.py` runs it on a GPU.
 """
 
 from __future__ import annotations
