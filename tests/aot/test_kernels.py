@@ -46,33 +46,37 @@ def compiled(function, args, donate=(), dump: Path | None = None) -> Facts:
         (paged_prefill, 8, 64, (4, 1), 64, {"window": 512, "softcap": 30.0}),
     ],
 )
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_kernel(op, rows, q_tokens, heads, head_dim, options, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["bf16", "f32", "int8", "fp8_e4m3"])
+def test_kernel(op, rows, q_tokens, heads, head_dim, options, name: str, tmp_path: Path) -> None:
+    layout = formats.get(name, backend="triton").layout
+
     def call(q, positions, counts, pool, tables):
-        return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, backend="triton", **options)
+        return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, layout=layout, backend="triton", **options)
 
     args = (
-        array(dtype, rows, q_tokens, heads[0], head_dim),
+        array("float32" if name == "f32" else "bfloat16", rows, q_tokens, heads[0], head_dim),
         array("int32", rows),
         array("int32", rows),
-        array(dtype, PAGES, 2, 2, heads[1], 64, head_dim),
+        layout.pool(PAGES, 2, heads[1], 64, head_dim),
         array("int32", rows, 128),
     )
     facts = compiled(call, args, dump=tmp_path)
     kernel = ptx.kernels(tmp_path, targets()["h200"].arch)[op.__name__]
     assert kernel.spill_bytes == 0
     assert not facts.copies()
-    if dtype == "bfloat16":
+    if name != "f32":
         assert all("bf16" in kind for kind in kernel.matrix) and kernel.matrix
 
 
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize(
+    ("name", "backend"), [("bf16", "triton"), ("bf16", "reference"), ("int8", "triton"), ("fp8_e4m3", "triton")]
+)
 @pytest.mark.parametrize("tiles", [0, 8])
-def test_layers_update_the_pool_in_place(backend: str, tiles: int) -> None:
+def test_layers_update_the_pool_in_place(name: str, backend: str, tiles: int) -> None:
     """Two layers of an 8B Llama's attention, 64 decode rows and 512 prefill tokens."""
     rows, heads, kv_heads, head_dim = 64, 32, 8, 128
     group = KVGroup(layers=(0, 1), kv_heads=kv_heads, head_dim=head_dim)
-    kv = kv_shapes([group], [formats.get("bf16", backend=backend)], [(PAGES,)], rows, 8192)
+    kv = kv_shapes([group], [formats.get(name, backend=backend)], [(PAGES,)], rows, 8192)
     tokens = rows + tiles * 64
 
     def step(kv, q, k, v, *ints):

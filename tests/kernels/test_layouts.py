@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.layouts import Columns, Dense, TokenLayout
+from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, Int8, TokenLayout
 
 PAGES, LAYERS, HEADS, TOKENS, DIM = 5, 2, 3, 8, 16
 LAYOUTS = [
@@ -47,3 +47,29 @@ def test_what_was_put_is_what_is_read(layout: TokenLayout) -> None:
     expected = np.asarray(jnp.asarray(expected).astype(layout.dtype).astype(jnp.float32))
     assert np.array_equal(np.stack(read(layout, pool, 1)), expected)
     assert not np.any(read(layout, pool, 0))
+
+
+@pytest.mark.parametrize("code", [Int8(), Fp8()])
+def test_rows_and_columns_hold_the_same_codes(code: Int8 | Fp8) -> None:
+    """The layout of kernels and that of CPUs, after the same writes, calibrated scales of layer 1 included."""
+    rng = np.random.default_rng(0)
+    whole = rng.standard_normal((2, 3, HEADS, TOKENS, DIM)).astype(np.float32)
+    single = rng.standard_normal((2, 2, HEADS, DIM)).astype(np.float32)
+    inside = rng.random((3, TOKENS)) < 0.7
+    for calibrated in ((), ((1.0, 1.0), (0.25, 0.5))):
+        pages = []
+        for layout in (EightBitRows(code, calibrated), EightBitColumns(code, calibrated)):
+            pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
+            assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM)
+            assert all(pool[name].shape[axis] == HEADS for name, axis in layout.heads_axis().items())
+            pool = jax.jit(layout.put_pages, static_argnums=1)(pool, 1, *whole, np.array([4, PAGES, 1]), inside)
+            pool = jax.jit(layout.put_tokens, static_argnums=1)(
+                pool, 1, *single, np.array([1, PAGES]), np.array([5, 0])
+            )
+            assert not any(np.any(x) for x in layout.fetch(pool, 0, jnp.arange(PAGES)))
+            pages.append(layout.fetch(pool, 1, jnp.arange(PAGES)))
+        for rows, columns in zip(*pages, strict=True):
+            assert np.array_equal(rows, columns)
+        if calibrated:
+            written = np.asarray(rows)[1, :, :2, 5]
+            assert np.all(written == np.array([0.25, 0.5]))

@@ -120,7 +120,8 @@ def generate(kv: KVState, spec: Spec = PLAIN) -> dict[tuple[int, int], np.ndarra
 
 
 @pytest.mark.parametrize(
-    ("dtype", "window", "tolerance"), [("f32", None, 2e-6), ("f32", 70, 2e-6), ("bf16", None, 2e-2)]
+    ("dtype", "window", "tolerance"),
+    [("f32", None, 2e-6), ("f32", 70, 2e-6), ("bf16", None, 2e-2), ("int8", None, 3e-2), ("fp8_e4m3", 70, 1.5e-1)],
 )
 def test_equals_dense_attention(dtype: str, window: int | None, tolerance: float) -> None:
     got = generate(new_state(dtype), Spec(window=window))
@@ -129,10 +130,11 @@ def test_equals_dense_attention(dtype: str, window: int | None, tolerance: float
         np.testing.assert_allclose(o, dense(slot, window)[position], atol=tolerance)
 
 
-def test_batch_invariant_bits() -> None:
+@pytest.mark.parametrize("dtype", ["f32", "int8", "fp8_e4m3"])
+def test_batch_invariant_bits(dtype: str) -> None:
     """Backend `tiled`: chunks, decode rows and crowds change no bit."""
-    got = generate(new_state(backend="tiled"))
-    kv, whole = new_state(backend="tiled"), {}
+    got = generate(new_state(dtype, backend="tiled"))
+    kv, whole = new_state(dtype, backend="tiled"), {}
     for start in range(0, 256, 128):
         kv, new = run(kv, (), (Work(3, start, 64), Work(3, start + 64, 64)), 1)
         whole |= new
@@ -163,15 +165,42 @@ def test_writes_touch_their_positions_only(dtype: str) -> None:
     assert np.array_equal(before, read(kv.pools[0]))
 
 
-def test_a_pool_stays_finite() -> None:
+@pytest.mark.parametrize("dtype", ["int8", "fp8_e4m3"])
+def test_codes_are_written_to_their_positions_only(dtype: str) -> None:
+    kv = new_state(dtype)
+    layout = kv.formats[0].layout
+    rng = np.random.default_rng(5)
+    pool = jax.tree.map(lambda x: jnp.asarray(rng.integers(0, 100, x.shape), x.dtype), kv.pools[0])
+
+    def read(pool: Any) -> np.ndarray:
+        """[pages, layers, kv_heads, page_tokens, all that is stored of a token and head]"""
+        pages = [layout.fetch(pool, layer, jnp.arange(PAGES)) for layer in range(LAYERS)]
+        return np.stack([np.concatenate([k.swapaxes(2, 3), v, s.swapaxes(2, 3)], axis=-1) for k, v, s in pages], axis=1)
+
+    before, table = read(pool), np.asarray(kv.tables[0])[0]
+    kv, _ = run(replace(kv, pools=(pool,)), (Work(1, 62, 2), Work(3, 5, 1)), (Work(3, 70, 50),), 2)
+    after = read(kv.pools[0])
+    for slot, position in {(1, 62), (1, 63), (3, 5), *((3, p) for p in range(70, 120))}:
+        place = (table[slot, position // PAGE_TOKENS], 1, slice(None), position % PAGE_TOKENS)
+        k, v, sides = np.split(after[place], [DIM, 2 * DIM], axis=-1)
+        zeros = sides[:, 2:] if sides.shape[1] == 4 else np.zeros_like(sides)
+        for x, codes, index in ((sequence(slot)[1][position], k, 0), (sequence(slot)[2][position], v, 1)):
+            stored = codes * sides[:, index, None] + zeros[:, index, None]
+            np.testing.assert_allclose(stored, x, atol=np.abs(x).max() / (16 if dtype == "fp8_e4m3" else 200))
+        before[place] = after[place]
+    assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "int8", "fp8_e4m3"])
+def test_a_pool_stays_finite(dtype: str) -> None:
     """What one sequence writes cannot reach another, whatever it is."""
-    kv = new_state()
+    kv = new_state(dtype)
     q, k, v = (jnp.ones((1, h, DIM)) for h in (HEADS, KV_HEADS, KV_HEADS))
     none = (jnp.zeros(0, jnp.int32),) * 3
     kv, _ = step(
         kv, q, k * jnp.nan, v * jnp.inf, tuple(jnp.array([i], jnp.int32) for i in (1, 0, 1)), none, spec=Spec()
     )
-    assert all(np.all(np.isfinite(x)) for x in kv.pools[0])
+    assert kv.formats[0].finite(jax.tree.map(np.asarray, kv.pools[0]))
 
 
 def test_a_slot_without_pages_writes_nothing() -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxserve.config import EngineConfig, fields_of
 from jaxserve.kv import ABSENT, KVState, allocate, formats, kv_shapes
 from jaxserve.kv.pages import copy_pages, gather_pages, grant, scatter_pages
 from jaxserve.kv.wire import BadPageError, export_page, import_page
@@ -19,10 +20,10 @@ def ints(*values: int) -> jax.Array:
     return jnp.array(values, jnp.int32)
 
 
-def state(dtype: str = "f32") -> KVState:
-    kv = allocate(kv_shapes(GROUPS, [formats.get(dtype, backend="triton")] * 2, [(6,), (4,)], 3, 200))
+def state(dtype: str = "f32", backend: str = "triton") -> KVState:
+    kv = allocate(kv_shapes(GROUPS, [formats.get(dtype, backend=backend)] * 2, [(6,), (4,)], 3, 200))
     rng = np.random.default_rng(0)
-    pools = tuple(jnp.asarray(rng.standard_normal(p.shape), p.dtype) for p in kv.pools)
+    pools = jax.tree.map(lambda x: jnp.asarray(abs(rng.standard_normal(x.shape)) * 9, x.dtype), kv.pools)
     return KVState(pools, kv.tables, kv.formats)
 
 
@@ -61,14 +62,26 @@ def test_staging_round_trip() -> None:
     assert not np.any(back[jnp.array([1, 2, 4, 5])])
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_wire_round_trip(dtype: str) -> None:
-    kv = state(dtype)
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "fp8_e4m3"])
+def test_wire_round_trip(dtype: str, backend: str) -> None:
+    kv = state(dtype, backend)
     page = gather_pages(kv.pools[0], ints(3))
     record = export_page(kv.formats[0], 0, page, b"chain")
     header, back = import_page(kv.formats[0], GROUPS[0], record)
     assert header.identity == b"chain" and header.format == dtype
-    assert np.array_equal(back.view(np.uint8), np.asarray(page).view(np.uint8))
+    for sent, received in zip(jax.tree.leaves(page), jax.tree.leaves(back), strict=True):
+        assert np.array_equal(received.view(np.uint8), np.asarray(sent).view(np.uint8))
+
+
+@pytest.mark.parametrize(("name", "value"), [("sides", 0x7F80), ("keys", 0x7F)])
+def test_8_bit_pages_that_are_not_finite_are_refused(name: str, value: int) -> None:
+    """On CPUs codes and sides are held as bits: what is not finite must be found all the same."""
+    kv = state("fp8_e4m3", "reference")
+    page = gather_pages(kv.pools[0], ints(3))
+    page[name] = page[name].at[0, 0, 0, 0, 0].set(value)
+    with pytest.raises(BadPageError, match="not finite"):
+        import_page(kv.formats[0], GROUPS[0], export_page(kv.formats[0], 0, page, b""))
 
 
 def test_bad_records_are_refused() -> None:
@@ -92,5 +105,12 @@ def test_bad_records_are_refused() -> None:
 
 
 def test_unknown_formats_are_named() -> None:
-    with pytest.raises(ValueError, match="--kv-cache-dtype fp3 is not known; choose one of bf16, f16, f32"):
+    with pytest.raises(ValueError, match="--kv-cache-dtype fp3 is not known; choose one of bf16, f16, f32, fp8, "):
         formats.get("fp3")
+
+
+def test_every_format_is_an_option() -> None:
+    """The config lists the formats, because it may not import them."""
+    choices = fields_of(EngineConfig)["kv_cache_dtype"][1].metadata["choices"]
+    assert sorted(choices) == sorted(("auto", *formats.choices()))
+    assert formats.get("fp8") == formats.get("fp8_e4m3") and formats.get("fp8").name == "fp8_e4m3"
