@@ -11,6 +11,7 @@ from pallas_kernels.layouts import Layout
 from pallas_kernels.merge import Attended, merge
 from pallas_kernels.mosaic_walk import BLOCK, mosaic_walk, supports
 from pallas_kernels.paged_decode import triton
+from pallas_kernels.tuning import decode_splits
 
 
 def paged_decode(
@@ -49,7 +50,7 @@ def paged_decode(
             layout=layout,
             splits=splits,
         )
-    splits = splits or triton.default_splits(rows, kv_heads)
+    splits = splits or decode_splits(rows, kv_heads)
     grouped = q.reshape(rows, q_tokens, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(rows, kv_heads, 1, vectors, head_dim)
     part = mosaic_walk(

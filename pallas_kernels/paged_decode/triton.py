@@ -12,20 +12,10 @@ from pallas_kernels.compat import triton_call
 from pallas_kernels.layouts import Layout
 from pallas_kernels.merge import Attended, merge
 from pallas_kernels.triton_walk import load_parts, page_range, store, triton_walk
+from pallas_kernels.tuning import decode_splits
 
 MIN_DOT = 16
 """Smallest dimension of a dot: the query vectors that share a KV head are padded to it."""
-
-PROGRAMS = 264
-"""Programs that fill a GPU: two for each of the 132 multiprocessors of an H100 or H200."""
-
-
-def default_splits(rows: int, kv_heads: int) -> int:
-    """Shares that a row's pages are cut into, so that small batches fill the GPU: a power of two, at most 16."""
-    splits = 1
-    while splits < 16 and rows * kv_heads * splits < PROGRAMS:
-        splits *= 2
-    return splits
 
 
 def paged_decode(
@@ -49,7 +39,7 @@ def paged_decode(
     pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
     group = heads // kv_heads
     m_rows = max(MIN_DOT, pl.next_power_of_2(group * q_tokens))
-    splits = splits or default_splits(rows, kv_heads)
+    splits = splits or decode_splits(rows, kv_heads)
     arrays = layout.arrays(pool)
     q_parts, o_parts = layout.parts(pool)
     lists = () if places is None else (places,)

@@ -12,6 +12,7 @@ from pallas_kernels.compat import triton_call
 from pallas_kernels.layouts import Layout
 from pallas_kernels.merge import Attended
 from pallas_kernels.triton_walk import load_parts, page_range, store, triton_walk
+from pallas_kernels.tuning import prefill_launch
 
 
 def paged_prefill(
@@ -37,8 +38,8 @@ def paged_prefill(
     q_parts, o_parts = layout.parts(pool)
     lists = () if places is None else (places,)
     dtype = layout.dot_dtype(pool, q)
-    # float32 products run on the scalar units, where a whole tile would not fit into the registers.
-    block = q_tokens if jnp.dtype(dtype).itemsize <= 2 else min(q_tokens, 16)
+    launch = prefill_launch(q_tokens, head_dim, dtype, arrays)
+    block = launch.block
 
     def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):
         place_refs, array_refs, out_refs = refs[: len(lists)], refs[len(lists) : -3], refs[-3:]
@@ -86,8 +87,8 @@ def paged_prefill(
             jax.ShapeDtypeStruct((tiles, heads, q_tokens), jnp.float32),
             jax.ShapeDtypeStruct((tiles, heads, q_tokens), jnp.float32),
         ],
-        num_warps=4 if block == q_tokens else 8,
-        num_stages=2,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
         interpret=interpret,
     )
     return Attended(o, m.swapaxes(1, 2), l.swapaxes(1, 2))

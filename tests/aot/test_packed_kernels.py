@@ -1,0 +1,54 @@
+"""The kernels of packed pages compiled for H200: no spills, no copy of a pool, integer products on tensor cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jaxserve.aot import ptx, targets
+from pallas_kernels.layouts import Kivi, SealedLayout, hack
+from pallas_kernels.paged_decode import paged_decode
+from pallas_kernels.paged_prefill import paged_prefill
+from tests.aot.test_kernels import PAGES, array, compiled
+
+pytestmark = pytest.mark.hopper
+
+LAYOUTS = {
+    "kivi2": Kivi(2),
+    "kivi4": Kivi(4),
+    "hack2": hack(2),
+    "hack4": hack(4),
+    "hack8": hack(8),
+    "hack2, form P": hack(2, "P"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "rows", "q_tokens", "heads", "head_dim"),
+    [(name, *shape) for name in LAYOUTS for shape in ((paged_decode, 64, 1, (32, 8), 128),)]
+    + [(name, *shape) for name in LAYOUTS for shape in ((paged_prefill, 8, 64, (32, 8), 128),)]
+    # Fields of 16 channels, narrower than an integer product: read in pairs.
+    + [(name, paged_decode, 2, 4, (9, 3), 64) for name in ("kivi2", "hack2")]
+    + [(name, paged_prefill, 8, 64, (4, 1), 64) for name in ("kivi2", "hack2")],
+)
+def test_kernel(name: str, op, rows: int, q_tokens: int, heads, head_dim: int, tmp_path: Path) -> None:
+    layout: SealedLayout = LAYOUTS[name]
+
+    def call(q, positions, counts, pool, tables):
+        return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, backend="triton", layout=layout)
+
+    shapes = layout.shapes(heads[1], 64, head_dim)
+    args = (
+        array("bfloat16", rows, q_tokens, heads[0], head_dim),
+        array("int32", rows),
+        array("int32", rows),
+        {key: array(one.dtype.name, PAGES, 2, *one.shape) for key, one in shapes.items()},
+        array("int32", rows, 128),
+    )
+    facts = compiled(call, args, dump=tmp_path)
+    kernel = ptx.kernels(tmp_path, targets()["h200"].arch)[op.__name__]
+    assert kernel.spill_bytes == 0
+    assert not facts.copies()
+    operands = ".s8.s8" if name.startswith("hack") else ".bf16.bf16"
+    assert kernel.matrix and all(operands in kind for kind in kernel.matrix)
