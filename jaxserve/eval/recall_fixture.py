@@ -12,8 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from typing import Any
-
 import numpy as np
 from safetensors.numpy import save_file
 

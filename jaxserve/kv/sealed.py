@@ -20,7 +20,7 @@ from jaxserve.kv.meta import ABSENT, Rows
 from jaxserve.kv.reading import ReadingRule, Reads, TileReads
 from jaxserve.types import PAGE_TOKENS, KVGroup
 from pallas_kernels.backends import resolve
-from pallas_kernels.layouts import Columns, Dense, Layout, SealedLayout, FloatLayout
+from pallas_kernels.layouts import Columns, Dense, FloatLayout, Layout, SealedLayout
 from pallas_kernels.merge import Attended, merge
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
