@@ -150,6 +150,7 @@ class Registry:
         return tuple(sorted((*self._formats, *self._aliases)))
 
     def get(self, name: str, **options: Any) -> KVFormat:
+        """The format called `name`. ValueError, with the known names, if there is none, or if it lacks an option."""
         if name not in self.choices():
             raise ValueError(f"--kv-cache-dtype {name} is not known; choose one of {', '.join(self.choices())}.")
         kind = self._formats[self._aliases.get(name, name)]

@@ -27,9 +27,9 @@ SIZES = {
     "initializer_range": 0.3,
 }
 SHAPE = {
-    "max_num_seqs": 6,
+    "max_num_seqs": 16,
     "max_num_batched_tokens": 256,
-    "decode_buckets": [6],
+    "decode_buckets": [16],
     "tile_buckets": [4],
     "wait_for_buckets": True,
     "batch_invariant": True,
