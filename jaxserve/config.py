@@ -95,8 +95,12 @@ class CacheOptions:
     kv_cache_dtype: str = option(
         "auto",
         "Format of the KV cache. auto: the type of the activations on a GPU, f16 on a CPU; int8 and fp8_e4m3 (fp8): "
-        "8 bits with a scale for each token and head.",
-        choices=("auto", "bf16", "f16", "f32", "fp8", "fp8_e4m3", "int8"),
+        "8 bits with a scale for each token and head; kivi and hack with 2, 4 or 8 bits: full pages are sealed, "
+        "docs/techniques/kivi.md and hack.md.",
+        choices=(
+            *("auto", "bf16", "f16", "f32", "fp8", "fp8_e4m3", "int8"),
+            *("kivi2", "kivi4", "hack2", "hack4", "hack8", "hack2_p", "hack4_p", "hack8_p"),
+        ),
     )
     gpu_memory_utilization: float = option(0.9, "Share of the GPU's memory that the engine may use.", low=0.05, high=1)
     kv_cache_memory: int | None = option(

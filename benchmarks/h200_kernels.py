@@ -1,0 +1,104 @@
+"""The attention kernels of each KV layout compiled for H200 on a machine without one, as a table.
+
+    python benchmarks/h200_kernels.py
+
+8B Llama's heads (32 of 8 KV heads, head_dim 128), pages of 64 tokens: decode with 64 rows, prefill with 8 tiles. Needs
+`pip install 'jaxserve[aot]'`, no GPU. PTX instructions are those of the whole kernel: what a page costs, to compare
+layouts. Says nothing about time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.aot import compile_for, ptx, targets
+from pallas_kernels.layouts import Dense, Kivi, Layout, hack
+from pallas_kernels.paged_decode import paged_decode
+from pallas_kernels.paged_prefill import paged_prefill
+
+HEADS, KV_HEADS, HEAD_DIM, PAGE_TOKENS, PAGES = 32, 8, 128, 64, 4096
+LAYOUTS: dict[str, Layout] = {
+    "bf16": Dense(jnp.bfloat16),
+    "kivi4": Kivi(4),
+    "kivi2": Kivi(2),
+    "hack8": hack(8),
+    "hack4": hack(4),
+    "hack2": hack(2),
+    "hack2_p": hack(2, "P"),
+}
+_INSTRUCTION = re.compile(r"^\s+(?:@\S+ )?[a-z]\w*[.\s;]", re.MULTILINE)
+_LAUNCH = re.compile(r"threads: \[(\d+), \d+, \d+\]\s+shared_memory: (\d+)")
+
+
+def array(dtype: object, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def pool(layout: Layout) -> object:
+    """One layer's pool."""
+    if isinstance(layout, Dense):
+        return layout.pool(PAGES, 1, KV_HEADS, PAGE_TOKENS, HEAD_DIM)
+    shapes = layout.shapes(KV_HEADS, PAGE_TOKENS, HEAD_DIM)  # type: ignore[attr-defined]
+    return {name: array(one.dtype, PAGES, 1, *one.shape) for name, one in shapes.items()}
+
+
+def row(name: str, op, rows: int, q_tokens: int) -> str:
+    layout = LAYOUTS[name]
+
+    def call(q, positions, counts, pool, tables):
+        return op(
+            q, positions, pool, 0, tables, counts=counts, scale=HEAD_DIM**-0.5, backend="triton", layout=layout
+        )
+
+    args = (
+        array(jnp.bfloat16, rows, q_tokens, HEADS, HEAD_DIM),
+        array(jnp.int32, rows),
+        array(jnp.int32, rows),
+        pool(layout),
+        array(jnp.int32, rows, 128),
+    )
+    bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args[3])) // (PAGES * KV_HEADS)
+    with tempfile.TemporaryDirectory() as folder:
+        compile_for(targets()["h200"], call, args, dump=Path(folder))
+        kernel = ptx.kernels(Path(folder), targets()["h200"].arch)[op.__name__]
+        text = next(t for p in Path(folder).glob("*.ptx") if f".entry {op.__name__}(" in (t := p.read_text()))
+        thunks = "\n".join(p.read_text() for p in Path(folder).glob("*.thunk_sequence.txt"))
+    launch = next(m for line in thunks.splitlines() if op.__name__ in line and (m := _LAUNCH.search(line)))
+    kinds = ", ".join(f"{count} {_short(kind)}" for kind, count in kernel.matrix.items())
+    return (
+        f"| {name} | {op.__name__} | {bytes_:,} | {launch[1]} | {kernel.registers} | {kernel.spill_bytes} | "
+        f"{int(launch[2]):,} | {len(_INSTRUCTION.findall(text)):,} | {kinds} |"
+    )
+
+
+def _short(kind: str) -> str:
+    """mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32 -> mma m16n8k32 s8"""
+    shape = re.search(r"m\d+n\d+k\d+", kind)
+    operand = kind.split(".")[-2]
+    return f"{kind.split('.')[0]} {shape[0] if shape else ''} {operand}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
+    args = parser.parse_args()
+    print(f"jax {jax.__version__}, target h200\n")
+    print("| layout | kernel | bytes/page/head | threads | registers | spill B | shared B | PTX instructions | MMA |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---|")
+    for op, rows, q_tokens in ((paged_decode, 64, 1), (paged_prefill, 8, PAGE_TOKENS)):
+        for name in args.layouts:
+            print(row(name, op, rows, q_tokens), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Sealed pages of packed codes: KIVI and HACK. One line each; what they do is in their layouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.kv.format import formats
+from jaxserve.kv.sealed import SealedFormat
+from pallas_kernels.layouts import Kivi, SealedLayout, hack
+
+
+@dataclass(frozen=True)
+class PackedFormat(SealedFormat):
+    """What is left to a format: the `codes` of its sealed pages."""
+
+    codes: ClassVar[SealedLayout]
+
+    @property
+    def layout(self) -> SealedLayout:
+        return self.codes
+
+    def finite(self, page: Any) -> bool:
+        if not (isinstance(page, dict) and "k_codes" in page):
+            return super().finite(page)
+        # Scales and minima are bfloat16 held as uint16; codes and their sums are integers.
+        metas = (x.view(jnp.bfloat16) for name, x in page.items() if name.endswith(("_scale", "_min")))
+        return all(bool(np.isfinite(x.astype(np.float32)).all()) for x in metas)
+
+
+@formats.register("kivi4")
+@dataclass(frozen=True)
+class Kivi4(PackedFormat):
+    """KIVI with 4 bits: keys per channel, values per token, dequantized where they are read."""
+
+    codes = Kivi(4)
+
+
+@formats.register("kivi2")
+@dataclass(frozen=True)
+class Kivi2(PackedFormat):
+    """KIVI with 2 bits."""
+
+    codes = Kivi(2)
+
+
+@formats.register("hack8")
+@dataclass(frozen=True)
+class Hack8(PackedFormat):
+    """HACK with 8 bits: integer products with q and p in 8 bits, form F (KIVI's axes)."""
+
+    codes = hack(8)
+
+
+@formats.register("hack4")
+@dataclass(frozen=True)
+class Hack4(PackedFormat):
+    """HACK with 4 bits, form F."""
+
+    codes = hack(4)
+
+
+@formats.register("hack2")
+@dataclass(frozen=True)
+class Hack2(PackedFormat):
+    """HACK with 2 bits, form F."""
+
+    codes = hack(2)
+
+
+@formats.register("hack8_p")
+@dataclass(frozen=True)
+class Hack8P(PackedFormat):
+    """HACK with 8 bits, form P: keys per token, values per channel."""
+
+    codes = hack(8, "P")
+
+
+@formats.register("hack4_p")
+@dataclass(frozen=True)
+class Hack4P(PackedFormat):
+    """HACK with 4 bits, form P."""
+
+    codes = hack(4, "P")
+
+
+@formats.register("hack2_p")
+@dataclass(frozen=True)
+class Hack2P(PackedFormat):
+    """HACK with 2 bits, form P."""
+
+    codes = hack(2, "P")
