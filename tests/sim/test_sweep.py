@@ -43,8 +43,8 @@ def test_bursts_cost_time_to_first_token_at_the_same_rate():
 
 def test_sessions_complete_most_when_they_do_not_push_each_other_out():
     """With one client a slot the prefixes of all sessions do not fit; the capacity is that of fewer clients."""
-    small = published(max_model_len=8192, max_num_seqs=16, kv_tokens=14_000)
-    here = setting("agents:jobs=60,turns=5,output=40", machine=small)
+    small = published(max_model_len=4096, max_num_seqs=16, kv_tokens=9_000)
+    here = setting("agents:jobs=60,turns=5,prompt=400,output=40,prefix=64", machine=small)
     slots = here.machine.shape.slots
     trace = sample(here.trace, 4 * slots, 1.0, 0, poisson)
     crowded = here.simulation(PolicySpec.parse("sarathi"), trace, clients=slots).run()
