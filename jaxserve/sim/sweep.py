@@ -20,7 +20,7 @@ from jaxserve.sim.replica import Sample
 from jaxserve.sim.simulation import Simulated, Simulation
 from jaxserve.sim.workload import Gaps, Trace, gamma, poisson, sample
 
-CAPACITY_REQUESTS = 1500
+CAPACITY_REQUESTS = 1000
 CURVE_POINTS = 200
 TIMELINE_POINTS = 400
 

@@ -14,6 +14,7 @@ from jaxserve.sim.machine import published
 from jaxserve.sim.metrics import figures
 from jaxserve.sim.report import estimate, number
 from jaxserve.sim.sweep import Bar, PolicySpec, Setting, capacity, highest_rate, sweep
+from jaxserve.sim.workload import poisson, sample
 
 
 def setting(spec: str = "light-tail:jobs=200", **changes) -> Setting:
@@ -28,6 +29,26 @@ def test_queues_grow_above_the_capacity_and_not_below():
     assert light["queue_mean_s"] < 0.5
     assert heavy["queue_mean_s"] > 5.0
     assert heavy["jobs_per_s"] == pytest.approx(unit, rel=0.25)
+
+
+def test_bursts_cost_time_to_first_token_at_the_same_rate():
+    """BurstGPT's point: Gamma gaps (CV 2) against Poisson arrivals of equal mean rate."""
+    here = setting(jobs=300)
+    rate, sarathi = 0.7 * capacity(here), PolicySpec.parse("sarathi")
+    smooth, bursty = (
+        figures(replace(here, arrivals=how).run(sarathi, rate, 1))["ttft_p99_s"] for how in ("poisson", "gamma/3")
+    )
+    assert bursty > 1.2 * smooth
+
+
+def test_sessions_complete_most_when_they_do_not_push_each_other_out():
+    """With one client a slot the prefixes of all sessions do not fit; the capacity is that of fewer clients."""
+    small = published(max_model_len=4096, max_num_seqs=16, kv_tokens=9_000)
+    here = setting("agents:jobs=60,turns=5,prompt=400,output=40,prefix=64", machine=small)
+    slots = here.machine.shape.slots
+    trace = sample(here.trace, 4 * slots, 1.0, 0, poisson)
+    crowded = here.simulation(PolicySpec.parse("sarathi"), trace, clients=slots).run()
+    assert capacity(here) > 1.1 * figures(crowded)["jobs_per_s"]
 
 
 def test_sarathi_holds_the_time_between_tokens_where_prefill_first_does_not():
