@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import cast
 
 from jaxserve.scheduler.classes import Span
+from jaxserve.scheduler.kept import Kept, forget, found, keep
 from jaxserve.scheduler.pages import Pages, Start
 from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.programs import Pin, Programs
@@ -177,6 +178,9 @@ class Draft:
         seq.target = seq.known
         self.pages.begin(seq, start, self.grants, self.copies)
         self.programs.begun(seq, start)
+        if seq.kept is not None:
+            forget(self.pages, seq.kept)
+            seq.kept = None
         fresh = not seq.preemptions and not seq.whole_prompt and not start.resumed
         if fresh and self.limits.enable_prefix_caching:
             self.pages.queries += seq.prompt
@@ -191,8 +195,15 @@ class Draft:
                     start = self.pages.fork(donor.tables, seq.prompt - 1)
                     if start is not None:
                         return start
-        prefix, held = self.pages.prefix(seq), self.programs.start(seq)
+        prefix = self.pages.prefix(seq)
+        held = self.programs.start(seq) if seq.kept is None else self._left_behind(seq, seq.kept)
         return held if held is not None and held.tokens >= prefix.tokens else prefix
+
+    def _left_behind(self, seq: Seq, kept: Kept) -> Start | None:
+        """What is still there of a preempted sequence's pages."""
+        tables = found(self.pages, kept)
+        tokens = min(seq.left_tokens, *(len(table.refs) * PAGE_TOKENS for table in tables))
+        return self.pages.fork(tables, tokens) if tokens > 0 else None
 
     def _unpin_for(self, seq: Seq, start: Start) -> Start:
         """Pins yield to a sequence that would run alone, in the end that of its own program: it must be able to run.
@@ -254,7 +265,7 @@ class Draft:
     # Victims
 
     def preempt(self, seq: Seq) -> None:
-        self.pages.drop(seq)
+        seq.kept = keep(self.pages, seq)
         self.roster.free_slot(seq)
         seq.leave(self.step)
         self.preempted.append(seq)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from jaxserve.types import PAGE_TOKENS, Arrive, SeqId
 
 if TYPE_CHECKING:
+    from jaxserve.scheduler.kept import Kept
     from jaxserve.scheduler.programs import Pin
 
 NO_SLOT = -1
@@ -59,8 +60,10 @@ class Seq:
         "forkable_from",
         "hashes",
         "id",
+        "kept",
         "known",
         "last_turn",
+        "left",
         "max_new",
         "order",
         "output",
@@ -83,6 +86,7 @@ class Seq:
         "target",
         "tenant",
         "tool",
+        "was_decoding",
         "whole_prompt",
     )
 
@@ -128,6 +132,12 @@ class Seq:
         self.forkable_from = NEVER
         """First step before which the whole prompt is computed, in this residence."""
 
+        self.kept: Kept | None = None
+        """What it left behind when it lost its place."""
+        self.was_decoding = False
+        self.left = 0
+        """Tokens computed when it lost its place."""
+
         self.tables = tuple(Table() for _ in range(pools))
         self.table_end = 0
         """Pages that hold tokens: positions below table_end * PAGE_TOKENS were granted. Tables of sealed pages may be
@@ -168,8 +178,15 @@ class Seq:
         """Leading pages whose content is computed and has a name."""
         return min(self.computed // PAGE_TOKENS, len(self.hashes))
 
+    @property
+    def left_tokens(self) -> int:
+        """Leading tokens whose KV is in what it left behind, with that of rows which were in flight then."""
+        return self.known - 1 if self.was_decoding else self.left
+
     def leave(self, step: int) -> None:
         """Back to WAITING without pages (the caller freed them); rows in flight still count when they report."""
+        self.was_decoding = self.phase is Phase.DECODE
+        self.left = self.computed
         self.phase = Phase.WAITING
         self.slot = NO_SLOT
         self.computed = 0

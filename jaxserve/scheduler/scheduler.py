@@ -9,6 +9,7 @@ from collections import deque
 from typing import NamedTuple, Protocol
 
 from jaxserve.scheduler.guard import Guard
+from jaxserve.scheduler.kept import forget
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.plan import build_plan
@@ -199,6 +200,8 @@ class Scheduler:
             self._programs.ended(seq, self.view.now, self._guard.pin_s(seq, self.view))
         else:
             self._programs.gone(seq)
+            if seq.kept is not None:
+                forget(self._pages, seq.kept)
             self._pages.drop(seq)
         self._roster.remove(seq)
 
