@@ -57,6 +57,8 @@ class Seq:
         "deadline",
         "end",
         "family",
+        "fetched",
+        "fetching",
         "forkable_from",
         "hashes",
         "id",
@@ -134,6 +136,10 @@ class Seq:
 
         self.kept: Kept | None = None
         """What it left behind when it lost its place."""
+        self.fetching = 0
+        """Moves under way that bring its pages back."""
+        self.fetched = False
+        """Whether that has been tried since it lost its place."""
         self.was_decoding = False
         self.left = 0
         """Tokens computed when it lost its place."""
@@ -162,8 +168,8 @@ class Seq:
 
     @property
     def ready(self) -> bool:
-        """Waits, and nothing but room is missing: no row in flight, no prompt of its family outstanding."""
-        return self.phase is Phase.WAITING and not self.parked and not self.pending_rows
+        """Waits, and nothing but room is missing: no row in flight, no prompt of its family or page outstanding."""
+        return self.phase is Phase.WAITING and not (self.parked or self.pending_rows or self.fetching)
 
     @property
     def length_min(self) -> int:
@@ -186,6 +192,7 @@ class Seq:
     def leave(self, step: int) -> None:
         """Back to WAITING without pages (the caller freed them); rows in flight still count when they report."""
         self.was_decoding = self.phase is Phase.DECODE
+        self.fetched = False
         self.left = self.computed
         self.phase = Phase.WAITING
         self.slot = NO_SLOT
