@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jaxserve.scheduler.policy import Evict, Policy, decodes, prefills
 from jaxserve.scheduler.view import Budget, PinView, SeqView, View
-from jaxserve.types import Event, Move, Plan, SeqId
+from jaxserve.types import Event, Plan, SeqId
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ class Guard(Policy):
         self.last_error: Exception | None = None
         self._fallback = ArrivalOrder()
         self._failed = False
+        self.wants_pages = type(policy).residency is not Policy.residency
+        """Whether `residency` has anything to say: the set of planned sequences is not free."""
         if (
             getattr(policy.tokens, "__func__", None) is Policy.tokens
         ):  # asked for each row of each step, and cannot fail
@@ -100,7 +102,7 @@ class Guard(Policy):
     def may_unpin(self, want: SeqView, pin: PinView, view: View) -> bool:
         return self._answer(lambda policy: policy.may_unpin(want, pin, view))
 
-    def residency(self, view: View, planned: Set[SeqId]) -> Iterable[Move]:
+    def residency(self, view: View, planned: Set[SeqId]) -> Iterable[SeqView]:
         return self._answer(lambda policy: tuple(policy.residency(view, planned)))
 
     def next_wake(self, view: View) -> float | None:

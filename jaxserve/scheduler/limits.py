@@ -38,6 +38,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     pin_ttl_s: float = 60.0
     """Seconds for which they may, unless the policy says otherwise. Afterwards their pages are cached like others."""
 
+    host_pages: tuple[int, ...] = ()
+    """Pages of host memory for each pool, group by group and class by class, to swap to. Empty: none."""
+    host_link_bytes_s: float = 24e9
+    """Rate of copies between device and host."""
+
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_model_len", "max_tiles", "max_decode_rows", "q"):
             if getattr(self, name) < 1:

@@ -346,8 +346,9 @@ class Pages:
 
     # Integrity
 
-    def check(self, seqs: Iterable[Seq]) -> None:
-        """Every page is free, cached without references, or held by exactly the references counted.
+    def check(self, seqs: Iterable[Seq], held: Iterable[tuple[int, int]] = ()) -> None:
+        """Every page is free, cached without references, or held by exactly the references counted, from sequences and
+        `held` (pool, page).
 
         Raises:
             IntegrityError: what does not add up.
@@ -359,6 +360,8 @@ class Pages:
                 for page in table.refs:
                     if page is not None:
                         expected[i][page] = expected[i].get(page, 0) + 1
+        for i, page in held:
+            expected[i][page] = expected[i].get(page, 0) + 1
         if self._held:
             raise IntegrityError(f"pages held for copies outside a plan: {self._held}")
         for rule, pool, pages in zip(self.rules, self.flat, expected, strict=True):

@@ -10,26 +10,37 @@ from collections.abc import Iterator
 from typing import cast
 
 from jaxserve.scheduler.classes import Span
+from jaxserve.scheduler.guard import Guard
+from jaxserve.scheduler.kept import Kept, forget, found, keep
 from jaxserve.scheduler.pages import Pages, Start
-from jaxserve.scheduler.policy import Evict, Policy
+from jaxserve.scheduler.policy import Evict
 from jaxserve.scheduler.programs import Pin, Programs
 from jaxserve.scheduler.request import Phase, Seq
 from jaxserve.scheduler.roster import Roster
+from jaxserve.scheduler.swap import Swap
 from jaxserve.scheduler.view import Budget, View
-from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, Move, PageUpdates, Plan, Seal, Work
+from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, Move, PageUpdates, Plan, Seal, SeqId, Work
 
 
 class Draft:
     """A plan in the making. Each verb either adds a sequence's share and returns True, or changes nothing."""
 
     def __init__(
-        self, policy: Policy, view: View, roster: Roster, pages: Pages, programs: Programs, in_flight: int
+        self,
+        policy: Guard,
+        view: View,
+        roster: Roster,
+        pages: Pages,
+        programs: Programs,
+        swap: Swap,
+        in_flight: int,
     ) -> None:
         self.policy = policy
         self.view = view
         self.roster = roster
         self.pages = pages
         self.programs = programs
+        self.swap = swap
         self.limits = view.limits
         self.step = view.step
         self.left = Budget(view.limits)
@@ -41,13 +52,17 @@ class Draft:
         self.grants: list[Grant] = []
         self.copies: list[Copy] = []
         self.seals: list[Seal] = []
+        self.moves: list[Move] = []
         self.admitted: list[Seq] = []
         self.preempted: list[Seq] = []
         self.prefilled: list[Seq] = []
+        self.fetching: list[Seq] = []
         self.forkable: list[Seq] = []
         self.starved: Seq | None = None
         """The first resident that was wanted and found no page."""
         self._reserved: list[int] | None = None
+        self._how: dict[SeqId, Evict] = {}
+        """What the policy said of each victim that it offered."""
         view.admitting = roster.has_slot or policy.displaces
 
     # Rows
@@ -155,14 +170,21 @@ class Draft:
         if tokens <= 0 or not self.left.tiles or self.left.tokens < PAGE_TOKENS:
             return False
         start = self._start(seq)
+        if seq.kept is not None and self._fetch(seq, seq.kept, start):
+            return True
         if not self._fits(seq, start, []):
             victims = self._displaced_by(seq, start)
             if victims is None:
                 return False
             for victim in victims:
-                self.preempt(victim)
-        if self.programs.num_hard and not self._others([]):
-            start = self._unpin_for(seq, start)
+                self.preempt(victim, self._how[victim.id])
+        if not self._others([]):
+            if self.programs.num_hard:
+                start = self._unpin_for(seq, start)
+            if start.copied and not self.pages.has(self.pages.need_to_start(seq, start)):
+                start = self._whole_pages(seq)
+            if self.swap.holds and not self.pages.has(self.pages.need_to_start(seq, start)):
+                return False
         self._seat(seq, start)
         end = self._within_room(seq, self._chunk_end(seq, tokens))
         self.pages.grow(seq, Span.prefilled(end), self.grants)
@@ -177,12 +199,21 @@ class Draft:
         seq.target = seq.known
         self.pages.begin(seq, start, self.grants, self.copies)
         self.programs.begun(seq, start)
+        if seq.kept is not None:
+            self._resettle(seq, seq.kept, start)
         fresh = not seq.preemptions and not seq.whole_prompt and not start.resumed
         if fresh and self.limits.enable_prefix_caching:
             self.pages.queries += seq.prompt
             self.pages.hits += start.tokens
         self.admits.append(Admit(seq.id, seq.slot, start.tokens))
         self.admitted.append(seq)
+
+    def _resettle(self, seq: Seq, kept: Kept, start: Start) -> None:
+        """It has its place again. Pages that it will write on, or did not take over, lose the name it gave them."""
+        stays = start.tokens // PAGE_TOKENS if self.swap.hosts else 0
+        forget(self.pages, kept, stays)
+        self.swap.forget(kept, stays)
+        seq.kept = None
 
     def _start(self, seq: Seq) -> Start:
         if len(seq.family) > 1 and not seq.generated and not seq.whole_prompt:
@@ -191,8 +222,35 @@ class Draft:
                     start = self.pages.fork(donor.tables, seq.prompt - 1)
                     if start is not None:
                         return start
-        prefix, held = self.pages.prefix(seq), self.programs.start(seq)
+        prefix = self.pages.prefix(seq)
+        held = self.programs.start(seq) if seq.kept is None else self._left_behind(seq, seq.kept, 1)
         return held if held is not None and held.tokens >= prefix.tokens else prefix
+
+    def _left_behind(self, seq: Seq, kept: Kept, unit: int) -> Start | None:
+        """What is still there of a preempted sequence's pages, in units of so many tokens."""
+        tables = found(self.pages, kept)
+        tokens = min(seq.left_tokens, *(len(table.refs) * PAGE_TOKENS for table in tables)) // unit * unit
+        return self.pages.fork(tables, tokens) if tokens > 0 else None
+
+    def _whole_pages(self, seq: Seq) -> Start:
+        """A start without a copy: that takes a page more than the sequence will hold."""
+        held = None if seq.kept is None else self._left_behind(seq, seq.kept, PAGE_TOKENS)
+        return held or self.pages.prefix(seq)
+
+    def _fetch(self, seq: Seq, kept: Kept, start: Start) -> bool:
+        """Whether the sequence waits for pages from the host instead: it will begin further on than `start`."""
+        if not self.swap.hosts or seq.fetched:
+            return False
+        wanted = self.swap.wanted(kept, seq.left_tokens)
+        if wanted is None or not self.swap.pays(wanted, seq.left_tokens - start.tokens, self.view):
+            return False
+        need = zip(self.swap.room_for(wanted), self._others_need(), self.pages.watermark(), strict=True)
+        if not self.pages.has([sum(pages) for pages in need]):
+            return False
+        seq.fetched = True
+        self.moves.extend(self.swap.fetch(seq, wanted))
+        self.fetching.append(seq)
+        return True
 
     def _unpin_for(self, seq: Seq, start: Start) -> Start:
         """Pins yield to a sequence that would run alone, in the end that of its own program: it must be able to run.
@@ -253,10 +311,12 @@ class Draft:
 
     # Victims
 
-    def preempt(self, seq: Seq) -> None:
-        self.pages.drop(seq)
+    def preempt(self, seq: Seq, how: Evict = Evict.SWAP) -> None:
+        seq.kept = keep(self.pages, seq)
         self.roster.free_slot(seq)
         seq.leave(self.step)
+        if how is Evict.SWAP and self.swap.hosts:
+            self.moves.extend(self.swap.out(seq, seq.kept, self.view))
         self.preempted.append(seq)
         self._reserved = None
 
@@ -287,7 +347,7 @@ class Draft:
         else:
             return False
         for victim in victims:
-            self.preempt(victim)
+            self.preempt(victim, self._how[victim.id])
         self.view.admitting = False  # pages just taken from a resident are not for newcomers
         return True
 
@@ -304,7 +364,9 @@ class Draft:
             victim = self.roster.seqs[view.id]
             if victim is want or victim.step == self.step or not victim.resident:
                 continue
-            if self.policy.may_preempt(want, victim, self.view) is Evict.RECOMPUTE:
+            how = self.policy.may_preempt(want, victim, self.view)
+            if how is not None:
+                self._how[victim.id] = how
                 yield victim
 
     # The end
@@ -328,24 +390,30 @@ class Draft:
     def _runs(self, want: Seq) -> bool:
         return self.decode(want) if want.phase is Phase.DECODE else self.prefill(want, PAGE_TOKENS)
 
+    def _fetch_ahead(self) -> None:
+        planned = {work.seq for work in self.decode_rows + self.tiles}
+        for view in self.policy.residency(self.view, planned):
+            seq = self.roster.seqs[view.id]
+            if seq.ready and seq.kept is not None and not self._fetch(seq, seq.kept, self._start(seq)):
+                return
+
     def finish(self) -> Plan:
         self.pages.end_plan()
         for seq in self.prefilled:
             self.pages.publish(seq)
         self.roster.commit(self.admitted, self.preempted, self.forkable)
+        if self.swap.hosts and self.policy.wants_pages:
+            self._fetch_ahead()
+        for seq in self.fetching:
+            self.roster.withdraw(seq)
         self.view.admitting = True
-        moves: tuple[Move, ...] = ()
-        if type(self.policy).residency is not Policy.residency:  # the set of planned sequences is not free
-            planned = {work.seq for work in self.decode_rows + self.tiles}
-            moves = tuple(self.policy.residency(self.view, planned))
-        if moves:
-            raise NotImplementedError(f"policy {self.policy.name!r} asks for moves, but there is only one tier")
         return Plan(
             step=self.step,
             decode=tuple(self.decode_rows),
             prefill=tuple(self.tiles),
             admits=tuple(self.admits),
             preempted=tuple(seq.id for seq in self.preempted),
+            moves=tuple(self.moves),
             pages=PageUpdates(
                 grants=tuple(self.grants),
                 copies=tuple(self.copies),
@@ -355,12 +423,14 @@ class Draft:
         )
 
 
-def build_plan(policy: Policy, view: View, roster: Roster, pages: Pages, programs: Programs, in_flight: int) -> Plan:
+def build_plan(
+    policy: Guard, view: View, roster: Roster, pages: Pages, programs: Programs, swap: Swap, in_flight: int
+) -> Plan:
     """The next step. Sequences, queues and pages are changed to what they are once it has been launched.
 
     `in_flight`: steps launched whose StepDone has not come.
     """
-    draft = Draft(policy, view, roster, pages, programs, in_flight)
+    draft = Draft(policy, view, roster, pages, programs, swap, in_flight)
     left, step = draft.left, view.step
     waiting, prefill, decode = Phase.WAITING, Phase.PREFILL, Phase.DECODE
     for seq in cast(Iterator[Seq], policy.rank(view)):

@@ -13,13 +13,15 @@ from typing import Any
 
 from jaxserve.scheduler.request import Phase
 from jaxserve.scheduler.view import Budget, PinView, SeqView, View
-from jaxserve.types import Event, Move, Plan, SeqId
+from jaxserve.types import Event, Plan, SeqId
 
 
 class Evict(Enum):
-    """How a victim gives up its pages. RECOMPUTE drops them: it prefills prompt and output again later."""
+    """How a victim gives up its pages. They stay cached until somebody needs the room; what is gone when it comes back,
+    RECOMPUTE prefills again. SWAP copies them to host memory first, where there is some and fetching will be faster."""
 
     RECOMPUTE = "recompute"
+    SWAP = "swap"
 
 
 class Policy:
@@ -62,7 +64,7 @@ class Policy:
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         """Whether `victim` may lose its place for `want`. By default later arrivals give up pages that ran out."""
-        return Evict.RECOMPUTE if want.resident and victim.order > want.order else None
+        return Evict.SWAP if want.resident and victim.order > want.order else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
         """Residents, the one to evict first in front."""
@@ -81,8 +83,10 @@ class Policy:
         """Whether a resident that ran out of pages takes them from `pin` before it takes them from other residents."""
         return True
 
-    def residency(self, view: View, planned: Set[SeqId]) -> Iterable[Move]:
-        """Pages to move between tiers besides the step. `planned`: sequences with work in it."""
+    def residency(self, view: View, planned: Set[SeqId]) -> Iterable[SeqView]:
+        """Waiting sequences whose pages should come back from host memory although it is not their turn yet, the most
+        urgent first. `planned`: sequences with work in the step. The builder fetches as long as there is room to spare.
+        """
         return ()
 
     def next_wake(self, view: View) -> float | None:
@@ -141,7 +145,7 @@ class Wrapper(Policy):
     def may_unpin(self, want: SeqView, pin: PinView, view: View) -> bool:
         return self.inner.may_unpin(want, pin, view)
 
-    def residency(self, view: View, planned: Set[SeqId]) -> Iterable[Move]:
+    def residency(self, view: View, planned: Set[SeqId]) -> Iterable[SeqView]:
         return self.inner.residency(view, planned)
 
     def next_wake(self, view: View) -> float | None:

@@ -11,20 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 
+from jaxserve.scheduler.kept import Kept, forget, found, keep
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages, Start
-from jaxserve.scheduler.request import Seq, Table
+from jaxserve.scheduler.request import Seq
 from jaxserve.types import PAGE_TOKENS
-
-_OWN = b"pin/"
-Names = list[bytes | None]
-"""By table entry; None where no page is held."""
 
 
 class Pin:
     """Pages of a program's last turn. `seq`, which has finished, owns them while the pin is hard."""
 
-    __slots__ = ("awaited", "expires", "first", "hard", "names", "program", "seq", "since", "tokens", "tool")
+    __slots__ = ("awaited", "expires", "kept", "program", "seq", "since", "tokens", "tool")
 
     def __init__(self, seq: Seq, now: float, seconds: float) -> None:
         self.program = seq.program
@@ -36,9 +33,12 @@ class Pin:
         self.expires = now + seconds
         self.awaited = 0
         """Turns of the program that wait to take it over. It does not expire meanwhile."""
-        self.hard = True
-        self.first = tuple(table.first for table in seq.tables)
-        self.names: tuple[Names, ...] = ()
+        self.kept: Kept | None = None
+        """What became of its pages when it turned soft."""
+
+    @property
+    def hard(self) -> bool:
+        return self.kept is None
 
     @property
     def pages(self) -> int:
@@ -98,7 +98,7 @@ class Programs:
         if pin is None or self.get(seq.program) is not pin:
             return None
         tokens = min(seq.shared, pin.tokens, seq.prompt - 1)
-        tables = pin.seq.tables if pin.hard else self._found(pin)
+        tables = pin.seq.tables if pin.kept is None else found(self._pages, pin.kept)
         tokens = min(tokens, *(len(table.refs) * PAGE_TOKENS for table in tables))
         start = self._pages.fork(tables, tokens) if tokens > 0 else None
         return start._replace(resumed=True) if start is not None else None
@@ -139,15 +139,10 @@ class Programs:
 
     def soften(self, pin: Pin) -> None:
         """From now on its pages are for whoever needs them."""
-        if not pin.hard:
+        if self._hard.get(pin.program) is not pin:
             return
         self._hold(pin, -1)
-        pin.names = tuple(
-            [self._name(pin, i, index, page) for index, page in enumerate(table.refs)]
-            for i, table in enumerate(pin.seq.tables)
-        )
-        self._pages.drop(pin.seq)
-        pin.hard = False
+        pin.kept = keep(self._pages, pin.seq)
         del self._hard[pin.program]
         self._soft[pin.program] = pin
 
@@ -157,12 +152,8 @@ class Programs:
         if hard is not None:
             self._hold(hard, -1)
             self._pages.drop(hard.seq)
-            hard.hard = False
-        if soft is not None:
-            for pool, names in zip(self._pages.flat, soft.names, strict=True):
-                for name in filter(None, reversed(names)):
-                    if name.startswith(_OWN):
-                        pool.withdraw(name)
+        if soft is not None and soft.kept is not None:
+            forget(self._pages, soft.kept)
 
     def reset(self) -> None:
         for program in [*self._hard, *self._soft]:
@@ -179,36 +170,12 @@ class Programs:
         for i, table in enumerate(pin.seq.tables):
             self._held[i] += sign * sum(page is not None for page in table.refs)
 
-    def _name(self, pin: Pin, i: int, index: int, page: int | None) -> bytes | None:
-        """The name under which a page will be found: its own in the prefix index, or one of the pin."""
-        if page is None:
-            return None
-        pool = self._pages.flat[i]
-        if pool.name(page) is None:
-            pool.publish(page, _OWN + b"%d/%d/%d" % (pin.seq.id, i, index))
-        name = pool.name(page)
-        assert name is not None
-        return name
-
-    def _found(self, pin: Pin) -> tuple[Table, ...]:
-        """What is left of a soft pin, up to the first page that was evicted."""
-        tables = []
-        for pool, names, first in zip(self._pages.flat, pin.names, pin.first, strict=True):
-            table = Table()
-            table.first = first
-            for name in names:
-                page = None if name is None else pool.find(name)
-                if name is not None and page is None:
-                    break
-                table.refs.append(page)
-            tables.append(table)
-        return tuple(tables)
-
     def _sweep(self) -> None:
         """Forgets soft pins of which nothing is left."""
         if len(self._soft) < self._sweep_at:
             return
         for pin in list(self._soft.values()):
-            if any(not any(page is not None for page in table.refs) for table in self._found(pin)):
+            tables = found(self._pages, pin.kept) if pin.kept is not None else pin.seq.tables
+            if any(not any(page is not None for page in table.refs) for table in tables):
                 self.release(pin.program)
         self._sweep_at = 16 + 2 * len(self._soft)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from jaxserve.types import PAGE_TOKENS, Arrive, SeqId
 
 if TYPE_CHECKING:
+    from jaxserve.scheduler.kept import Kept
     from jaxserve.scheduler.programs import Pin
 
 NO_SLOT = -1
@@ -56,11 +57,15 @@ class Seq:
         "deadline",
         "end",
         "family",
+        "fetched",
+        "fetching",
         "forkable_from",
         "hashes",
         "id",
+        "kept",
         "known",
         "last_turn",
+        "left",
         "max_new",
         "order",
         "output",
@@ -83,6 +88,7 @@ class Seq:
         "target",
         "tenant",
         "tool",
+        "was_decoding",
         "whole_prompt",
     )
 
@@ -128,6 +134,16 @@ class Seq:
         self.forkable_from = NEVER
         """First step before which the whole prompt is computed, in this residence."""
 
+        self.kept: Kept | None = None
+        """What it left behind when it lost its place."""
+        self.fetching = 0
+        """Moves under way that bring its pages back."""
+        self.fetched = False
+        """Whether that has been tried since it lost its place."""
+        self.was_decoding = False
+        self.left = 0
+        """Tokens computed when it lost its place."""
+
         self.tables = tuple(Table() for _ in range(pools))
         self.table_end = 0
         """Pages that hold tokens: positions below table_end * PAGE_TOKENS were granted. Tables of sealed pages may be
@@ -152,8 +168,8 @@ class Seq:
 
     @property
     def ready(self) -> bool:
-        """Waits, and nothing but room is missing: no row in flight, no prompt of its family outstanding."""
-        return self.phase is Phase.WAITING and not self.parked and not self.pending_rows
+        """Waits, and nothing but room is missing: no row in flight, no prompt of its family or page outstanding."""
+        return self.phase is Phase.WAITING and not (self.parked or self.pending_rows or self.fetching)
 
     @property
     def length_min(self) -> int:
@@ -168,8 +184,16 @@ class Seq:
         """Leading pages whose content is computed and has a name."""
         return min(self.computed // PAGE_TOKENS, len(self.hashes))
 
+    @property
+    def left_tokens(self) -> int:
+        """Leading tokens whose KV is in what it left behind, with that of rows which were in flight then."""
+        return self.known - 1 if self.was_decoding else self.left
+
     def leave(self, step: int) -> None:
         """Back to WAITING without pages (the caller freed them); rows in flight still count when they report."""
+        self.was_decoding = self.phase is Phase.DECODE
+        self.fetched = False
+        self.left = self.computed
         self.phase = Phase.WAITING
         self.slot = NO_SLOT
         self.computed = 0

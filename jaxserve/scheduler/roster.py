@@ -115,6 +115,11 @@ class Roster:
         if seq.ready:
             self._returned.add(seq)
 
+    def withdraw(self, seq: Seq) -> None:
+        """Takes a sequence that is not ready any more out of the queue; `requeue` brings it back."""
+        if self._new.pop(seq.id, None) is None:
+            self._returned.discard(seq)
+
     def remove(self, seq: Seq) -> None:
         """Forgets a finished or aborted sequence. Its pages are the caller's business."""
         del self.seqs[seq.id]

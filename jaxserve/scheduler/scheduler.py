@@ -9,6 +9,7 @@ from collections import deque
 from typing import NamedTuple, Protocol
 
 from jaxserve.scheduler.guard import Guard
+from jaxserve.scheduler.kept import forget, keep
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.plan import build_plan
@@ -16,6 +17,7 @@ from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.programs import Programs
 from jaxserve.scheduler.request import NO_SLOT, Seq
 from jaxserve.scheduler.roster import Roster
+from jaxserve.scheduler.swap import Swap
 from jaxserve.scheduler.view import View
 from jaxserve.types import (
     PAGE_TOKENS,
@@ -77,6 +79,7 @@ class Scheduler:
         self.groups = groups
         self._pages = Pages(groups, limits)
         self._programs = Programs(self._pages, limits)
+        self._swap = Swap(self._pages, groups, limits)
         self._roster = Roster(limits.max_num_seqs)
         self.view = View(self._roster, self._pages, self._programs, limits, groups)
         self._recorder = recorder
@@ -118,13 +121,14 @@ class Scheduler:
                     self._remove(self._roster.seqs[seq])
             case ResetCache():
                 self._programs.reset()
+                self._swap.reset()
                 self._pages.reset_cache()
             case CloseProgram(program=program):
                 self._programs.release(program)
             case CostUpdate(values=values):
                 self.view.cost = {**self.view.cost, **values}
             case MoveDone(move=move):
-                raise ValueError(f"MoveDone names move {move}, but no move is under way")
+                self._moved(move)
             case Tick():
                 self._programs.expire(event.now)
         self._guard.on_event(event, self.view)
@@ -194,11 +198,25 @@ class Scheduler:
         if missing:
             raise ValueError(f"StepDone of step {done.step} has no result for sequences {missing}")
 
+    def _moved(self, move: int) -> None:
+        seq = self._swap.done(move)
+        if seq is not None and seq.id in self._roster.seqs:
+            self._roster.requeue(seq)
+
     def _remove(self, seq: Seq) -> None:
         if seq.resident and seq.program and not seq.last_turn:
             self._programs.ended(seq, self.view.now, self._guard.pin_s(seq, self.view))
         else:
             self._programs.gone(seq)
+            if seq.kept is not None:
+                forget(self._pages, seq.kept)
+                self._swap.forget(seq.kept)
+                seq.kept = None
+            elif seq.preemptions and self._swap.hosts:  # pages that it took back have kept the names it gave them
+                seq.kept = keep(self._pages, seq)
+                forget(self._pages, seq.kept)
+                self._swap.forget(seq.kept)
+                seq.kept = None
             self._pages.drop(seq)
         self._roster.remove(seq)
 
@@ -213,7 +231,9 @@ class Scheduler:
         if len(self._in_flight) > self.limits.lag:
             steps = [launched.step for launched in self._in_flight]
             raise RuntimeError(f"plan() with steps {steps} unanswered; lag {self.limits.lag} allows {self.limits.lag}")
-        plan = build_plan(self._guard, self.view, self._roster, self._pages, self._programs, len(self._in_flight))
+        plan = build_plan(
+            self._guard, self.view, self._roster, self._pages, self._programs, self._swap, len(self._in_flight)
+        )
         self.view.step += 1
         self._guard.on_plan(plan, self.view)
         if plan.has_work:
@@ -238,6 +258,11 @@ class Scheduler:
         return bool(self._roster.seqs) or bool(self._in_flight)
 
     @property
+    def moves_under_way(self) -> int:
+        """Moves that MoveDone has yet to name."""
+        return self._swap.under_way
+
+    @property
     def next_wake(self) -> float | None:
         """When to plan again although no event has come and the last plan had no work; None: only events matter."""
         return self._guard.next_wake(self.view)
@@ -256,6 +281,11 @@ class Scheduler:
             "prefix_cache_queries": self._pages.queries,
             "prefix_cache_hits": self._pages.hits,
             "program_tokens_reused": self._programs.reused,
+            "swap_out_bytes": self._swap.out_bytes,
+            "swap_in_bytes": self._swap.in_bytes,
+            "swap_out_moves": self._swap.out_moves,
+            "swap_in_moves": self._swap.in_moves,
+            "swap_pages_still_valid": self._swap.resent,
             "prefill_tokens": self._prefilled,
             "prefill_padding_tokens": self._tiles * PAGE_TOKENS - self._prefilled,
             "decode_rows": self._rows,
@@ -268,6 +298,7 @@ class Scheduler:
             "num_requests_waiting": self._roster.num_waiting,
             "num_programs_pinned": self._programs.num_hard,
             "kv_cache_usage_perc": self._pages.usage(),
+            "swap_usage_perc": self._swap.usage(),
         }
 
     def check_integrity(self) -> None:
@@ -277,4 +308,5 @@ class Scheduler:
             IntegrityError: what does not add up.
         """
         self._roster.check()
-        self._pages.check([*self._roster.seqs.values(), *self._programs.owners()])
+        self._pages.check([*self._roster.seqs.values(), *self._programs.owners()], self._swap.held())
+        self._swap.check()

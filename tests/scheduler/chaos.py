@@ -29,7 +29,7 @@ class Chaos(Policy):
         return self._random.choice([0, 1, 64, 100, 10_000])
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
-        return Evict.RECOMPUTE if self._random.random() < (0.3 if want.resident else 0.05) else None
+        return Evict.SWAP if self._random.random() < (0.3 if want.resident else 0.05) else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
         everybody = list(view.residents())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxserve.scheduler import Limits
-from jaxserve.types import PAGE_TOKENS, PageClasses, Plan, SeqId, Work
+from jaxserve.types import PAGE_TOKENS, Move, PageClasses, Plan, SeqId, Work
 
 Chain = list[int]
 
@@ -53,6 +53,8 @@ class Device:
         self.pools = {(g, c): [[None] * PAGE_TOKENS for _ in range(groups[g].classes[c].pages)] for g, c in classes}
         self.slots: dict[int, Slot] = {}
         self._written: dict[tuple[int, int, int], int] = {}
+        self._host: dict[tuple[int, int, int], list[object]] = {}
+        self._staged: dict[int, tuple[Move, list[list[object]]]] = {}
         self._fresh: dict[tuple[int, int, int], list[object]] = {}
         """Pages that a tile of this step completed, by slot, group and index: they exist as activations."""
 
@@ -68,6 +70,7 @@ class Device:
         agrees with in a row of q tokens.
         """
         self._check_size(plan)
+        self.move(plan)
         self._copy(plan)
         self._admit(plan, upload)
         self._written, self._fresh = {}, {}
@@ -88,6 +91,25 @@ class Device:
                 samples[work.seq] = [token]
         self._seal(plan)
         return samples
+
+    def move(self, plan: Plan) -> None:
+        """Starts the moves of a plan: pages are gathered, or read from the host, before anything else happens."""
+        for move in plan.moves:
+            pool, key = self.pools[move.group, move.cls], (move.group, move.cls)
+            assert len(move.pages) == len(move.host) == len(set(move.host)) == len(set(move.pages)) > 0
+            if move.kind == "out":
+                self._staged[move.id] = move, [list(pool[page]) for page in move.pages]
+            else:
+                self._staged[move.id] = move, [self._host[*key, place] for place in move.host]
+
+    def finish_move(self, number: int) -> None:
+        """The content of a move arrives."""
+        move, content = self._staged.pop(number)
+        for page, place, one in zip(move.pages, move.host, content, strict=True):
+            if move.kind == "out":
+                self._host[move.group, move.cls, place] = one
+            else:
+                self.pools[move.group, move.cls][page] = list(one)
 
     def _check_size(self, plan: Plan) -> None:
         limits = self.limits

@@ -14,6 +14,7 @@ from jaxserve.types import (
     Abort,
     Arrive,
     CloseProgram,
+    MoveDone,
     PageClass,
     PageClasses,
     Plan,
@@ -80,6 +81,7 @@ class Driver:
         limits: Limits | None = None,
         groups: tuple[PageClasses, ...] | None = None,
         accepted: Callable[[], int] = lambda: 0,
+        move_steps: int = 1,
     ) -> None:
         self.limits = limits or limits_of()
         self.groups = groups or groups_of((64, None))
@@ -93,6 +95,9 @@ class Driver:
         self.preempted: list[SeqId] = []
         self._accepted = accepted
         self._in_flight: deque[tuple[int, dict[SeqId, list[int]]]] = deque()
+        self._moves: deque[tuple[int, int]] = deque()
+        """Moves under way, and the step after which they are done."""
+        self.move_steps = move_steps
         self._now = 0.0
 
     def arrive(
@@ -142,6 +147,10 @@ class Driver:
     def step(self) -> Plan:
         """Plans, runs, and reports the step that is `lag` behind."""
         self._now += 1.0
+        while self._moves and self._moves[0][1] <= len(self.plans):
+            number, _ = self._moves.popleft()
+            self.device.finish_move(number)
+            self.scheduler.on_event(MoveDone(now=self._now, move=number))
         self.scheduler.on_event(Tick(now=self._now))
         plan = self.scheduler.plan()
         self.scheduler.check_integrity()
@@ -149,6 +158,7 @@ class Driver:
         self.preempted.extend(plan.preempted)
         for admit in plan.admits:
             self.hosts[admit.seq].cached.append(admit.cached)
+        self._moves.extend((move.id, len(self.plans) + self.move_steps) for move in plan.moves)
         launched = None
         if plan.has_work:
             samples = self.device.execute(
@@ -158,6 +168,7 @@ class Driver:
             self._in_flight.append(launched)
         else:
             assert not (plan.admits or plan.preempted or plan.pages.grants or plan.pages.copies or plan.pages.seals)
+            self.device.move(plan)
         while len(self._in_flight) > (self.limits.lag if launched else 0):
             self._report(*self._in_flight.popleft())
         self.scheduler.check_integrity()
@@ -180,7 +191,9 @@ class Driver:
 
     def run(self) -> None:
         """Until all have finished, within a few times the steps that they would take one by one."""
-        most = 100 + 3 * sum(host.prompt // PAGE_TOKENS + host.stop + 4 for host in self.hosts.values())
+        most = 100 + (3 + self.move_steps) * sum(
+            host.prompt // PAGE_TOKENS + host.stop + 4 for host in self.hosts.values()
+        )
         for _ in range(most):
             if not self.scheduler.has_unfinished:
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,7 +41,11 @@ def setups(draw):
     )
     entries = -(-max_len // 64)
     windows = draw(st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=3))
-    return limits, tuple(draw(groups(entries, window)) for window in windows)
+    made = tuple(draw(groups(entries, window)) for window in windows)
+    if draw(st.booleans()):
+        sizes = tuple(draw(st.integers(0, 2 * entries)) for group in made for _ in group.classes)
+        limits = msgspec.structs.replace(limits, host_pages=sizes)
+    return limits, made
 
 
 @st.composite
@@ -59,7 +64,8 @@ def test_random_workloads(policy, setup, seed, count):
     limits, groups = setup
     rng = random.Random(seed)
     params = {"seed": seed} if policy == chaos.Chaos.name else {}
-    driver = Driver(make_policy(policy, **params), limits, groups, accept_randomly(seed, limits.q))
+    moves = rng.randrange(1, 5)
+    driver = Driver(make_policy(policy, **params), limits, groups, accept_randomly(seed, limits.q), moves)
     stems = [[rng.randrange(997) for _ in range(limits.max_model_len)] for _ in range(2)]
     for request in range(0, 3 * count, 3):
         prompt = rng.choice(stems)[: rng.randrange(1, limits.max_model_len)]

@@ -207,7 +207,7 @@ class Continuum(QueueingPolicy):
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         later = (self.key(victim, view), victim.order) > (self.key(want, view), want.order)
-        return Evict.RECOMPUTE if want.resident and later else None
+        return Evict.SWAP if want.resident and later else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
         """The newest program first, those on their last turn at the end: they will give their pages back soon."""

@@ -154,7 +154,7 @@ class SkipJoinMLFQ(Policy):
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         mine, other = self._jobs[want.id].level, self._jobs[victim.id].level
         later = want.resident and mine == other and victim.order > want.order
-        return Evict.RECOMPUTE if other > mine or later else None
+        return Evict.SWAP if other > mine or later else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
         for level in reversed(self._residents):

@@ -60,8 +60,8 @@ class Priority(Policy):
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         if want.resident:
-            return Evict.RECOMPUTE if _key(victim) > _key(want) else None
-        return Evict.RECOMPUTE if victim.priority > want.priority else None
+            return Evict.SWAP if _key(victim) > _key(want) else None
+        return Evict.SWAP if victim.priority > want.priority else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
         return iter(sorted(view.residents(), key=_key, reverse=True))

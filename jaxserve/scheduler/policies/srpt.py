@@ -47,7 +47,7 @@ class SRPT(QueueingPolicy):
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         margin = 1.0 if want.resident else self.margin
-        return Evict.RECOMPUTE if self.key(want, view) * margin < self.key(victim, view) else None
+        return Evict.SWAP if self.key(want, view) * margin < self.key(victim, view) else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
         rates = _rates(view)

@@ -83,7 +83,7 @@ class Urgency(QueueingPolicy):
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         mine, other = self.key(want, view), self.key(victim, view)
         yields = mine < other if want.resident else self._displaces(mine, other, view)
-        return Evict.RECOMPUTE if yields else None
+        return Evict.SWAP if yields else None
 
     def victims(self, view: View) -> Iterator[SeqView]:
         rates = _rates(view)
