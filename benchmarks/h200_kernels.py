@@ -56,9 +56,7 @@ def row(name: str, op, rows: int, q_tokens: int) -> str:
     layout = LAYOUTS[name]
 
     def call(q, positions, counts, pool, tables):
-        return op(
-            q, positions, pool, 0, tables, counts=counts, scale=HEAD_DIM**-0.5, backend="triton", layout=layout
-        )
+        return op(q, positions, pool, 0, tables, counts=counts, scale=HEAD_DIM**-0.5, backend="triton", layout=layout)
 
     args = (
         array(jnp.bfloat16, rows, q_tokens, HEADS, HEAD_DIM),
