@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jaxserve.cli.errors import Failure
 from jaxserve.cli.parser import Parser, choose_platform
-from jaxserve.config import add_arguments, from_arguments
+from jaxserve.config import ConfigError, add_arguments, from_arguments
 
 if TYPE_CHECKING:
     from jaxserve.eval.options import EvalConfig
@@ -29,6 +29,7 @@ def parser() -> Parser:
         jaxserve eval --items 20                                  # the bundled model, a few minutes
         jaxserve eval --task kv-recall needle --lengths 512,4096 --model ~/models/Qwen3-0.6B --style chat
         jaxserve eval --compare configs/eval/dense.yaml configs/eval/bf16.yaml --task induction --turns 12 --out kv
+        jaxserve eval --agree-with transformers --kv-cache-dtype f32 --items 4
         jaxserve eval --out results                               # run it again to go on after an interruption
         """,
     )
@@ -39,6 +40,12 @@ def parser() -> Parser:
         metavar="FILE.yaml",
         help="Engine options of two or more configurations: each runs on the same items, and all are compared with the "
         "first. With --out also comparison.json and comparison.png.",
+    )
+    made.add_argument(
+        "--agree-with",
+        metavar="transformers|FILE.yaml",
+        help="Instead of tasks: greedy tokens and next-token distributions of this engine against Hugging Face "
+        "transformers or another configuration, on --items pieces of --text of --window tokens.",
     )
     add_arguments(made, EvalConfig)
     return made
@@ -55,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
     config = from_arguments(EvalConfig, args)
     choose_platform(config.engine)
     progress = sys.stderr.isatty()
+    if args.agree_with is not None and args.compare is not None:
+        raise ConfigError("--agree-with and --compare are two kinds of runs: give one of them")
     try:
+        if args.agree_with is not None:
+            return _agree(config, args.agree_with)
         return _single(config, progress) if args.compare is None else _compare(config, args.compare, progress)
     except RuntimeError as error:
         raise Failure(str(error)) from None
@@ -69,6 +80,20 @@ def _single(config: EvalConfig, progress: bool) -> int:
     print(tables(result), end="")
     if config.eval.out is not None:
         write_json(Path(config.eval.out) / "summary.json", summary(result))
+    return 0
+
+
+def _agree(config: EvalConfig, reference: str) -> int:
+    from jaxserve.eval.agreement import as_data, table
+    from jaxserve.eval.readings import agree
+    from jaxserve.eval.report import write_json
+
+    found = agree(config, reference)
+    print(table(found, reference), end="")
+    if config.eval.out is not None:
+        folder = Path(config.eval.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "agreement.json", as_data(found, reference))
     return 0
 
 

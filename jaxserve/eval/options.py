@@ -39,8 +39,10 @@ class EvalOptions:
         "with the prefix cache off; the one way for KV that is private to a sequence.",
         choices=("prefix", "program"),
     )
-    text: str | None = option(None, "File for perplexity, UTF-8. Default: the book that comes with the package.")
-    window: int = option(512, "Tokens of a window of perplexity.", parse=human_int, low=2)
+    text: str | None = option(
+        None, "File for perplexity and agreement, UTF-8. Default: the book that comes with the package."
+    )
+    window: int = option(512, "Tokens of a window of perplexity, or of a prompt of agreement.", parse=human_int, low=2)
     stride: int = option(256, "Tokens scored in each window after the first.", parse=human_int, low=1)
     max_text_tokens: int | None = option(None, "Only this many tokens of the text.", parse=human_int, low=2)
     task_seed: int = option(0, "Seeds what is generated.")

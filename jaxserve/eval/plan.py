@@ -29,8 +29,6 @@ def read_inputs(options: EvalOptions) -> Inputs:
     Raises:
         ConfigError: a file that cannot be read, or options that exclude each other.
     """
-    if options.text is not None and PERPLEXITY not in options.task:
-        raise ConfigError("--text has no meaning without --task perplexity")
     if INDUCTION in options.task and set(options.task) != {INDUCTION}:
         raise ConfigError("--task induction brings a model of its own: run it alone")
     return Inputs(book() if options.text is None else _read(Path(options.text)))
