@@ -10,11 +10,13 @@ from jaxserve.eval.perplexity import PERPLEXITY
 from jaxserve.eval.recall_fixture import INDUCTION
 from jaxserve.eval.tasks import RETRIEVAL
 
+DEFAULT_TASKS = tuple(RETRIEVAL)
+
 
 @dataclass(frozen=True)
 class EvalOptions:
     task: tuple[str, ...] = option(
-        tuple(RETRIEVAL),
+        DEFAULT_TASKS,
         "What to measure: retrieval tasks, perplexity of --text, or induction, a recall test with a model of its own "
         "(alone, without --model). Default: all retrieval tasks.",
         choices=(*RETRIEVAL, INDUCTION, PERPLEXITY),
@@ -38,6 +40,11 @@ class EvalOptions:
         "How later turns find the KV of earlier ones. prefix: in the prefix cache. program: held for their program, "
         "with the prefix cache off; the one way for KV that is private to a sequence.",
         choices=("prefix", "program"),
+    )
+    data: tuple[str, ...] = option(
+        (),
+        "Question sets, as NAME=FILE of JSON lines (or .gz): gsm8k, lambada, multiple-choice, json-schema, "
+        "function-call. The first --items of each. Alone they replace the retrieval tasks.",
     )
     text: str | None = option(
         None, "File for perplexity and agreement, UTF-8. Default: the book that comes with the package."

@@ -8,7 +8,9 @@ from pathlib import Path
 from jaxserve.api import LLM
 from jaxserve.config import ConfigError
 from jaxserve.eval.cells import Cell, RetrievalCell, check_lengths
-from jaxserve.eval.options import EvalOptions
+from jaxserve.eval.dataset_cell import DatasetCell
+from jaxserve.eval.datasets import Item, read
+from jaxserve.eval.options import DEFAULT_TASKS, EvalOptions
 from jaxserve.eval.perplexity import PERPLEXITY, PerplexityCell, windows
 from jaxserve.eval.prompts import Chat, Plain, Style, fit
 from jaxserve.eval.recall_fixture import INDUCTION, induction
@@ -22,6 +24,7 @@ class Inputs:
     """What the cells are made from and is read before an engine starts."""
 
     text: str
+    sets: dict[str, tuple[Item, ...]]
 
 
 def read_inputs(options: EvalOptions) -> Inputs:
@@ -31,7 +34,19 @@ def read_inputs(options: EvalOptions) -> Inputs:
     """
     if INDUCTION in options.task and set(options.task) != {INDUCTION}:
         raise ConfigError("--task induction brings a model of its own: run it alone")
-    return Inputs(book() if options.text is None else _read(Path(options.text)))
+    return Inputs(book() if options.text is None else _read(Path(options.text)), _read_sets(options))
+
+
+def _read_sets(options: EvalOptions) -> dict[str, tuple[Item, ...]]:
+    found: dict[str, tuple[Item, ...]] = {}
+    for spec in options.data:
+        name, equals, path = spec.partition("=")
+        if not equals:
+            raise ConfigError(f"--data {spec} is not NAME=FILE")
+        if name in found:
+            raise ConfigError(f"--data names {name} twice")
+        found[name] = tuple(read(name, Path(path))[: options.items])
+    return found
 
 
 def _read(path: Path) -> str:
@@ -50,13 +65,25 @@ def plan(options: EvalOptions, inputs: Inputs, llm: LLM) -> list[Cell]:
         ConfigError: a length that the model or a task does not have.
     """
     cells: list[Cell] = []
-    for name in dict.fromkeys(options.task):
+    for name, questions in inputs.sets.items():
+        cells.append(_dataset(options, name, questions, llm))
+    for name in dict.fromkeys(options.task) if options.task != DEFAULT_TASKS or not inputs.sets else ():
         if name == PERPLEXITY:
             cells.append(_perplexity(options, inputs.text, llm.get_tokenizer()))
         else:
             cells += _retrieval(options, name, llm)
     check_lengths(cells, llm.limits.max_model_len)
     return cells
+
+
+def _dataset(options: EvalOptions, name: str, questions: tuple[Item, ...], llm: LLM) -> Cell:
+    tokenizer = llm.get_tokenizer()
+
+    def chat(prompt: str) -> list[int]:
+        text = llm.chat_prompt([{"role": "user", "content": prompt}])
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    return DatasetCell(name, questions, tokenizer, tokenizer.encode if options.style == "plain" else chat)
 
 
 def _perplexity(options: EvalOptions, text: str, tokenizer: Tokenizer) -> Cell:
