@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 
 from jaxserve import bundled
 from jaxserve.checkpoint.generation import read_generation_config
+from jaxserve.checkpoint.kv_scales import read_kv_scales
 from jaxserve.checkpoint.load import load_model
 from jaxserve.checkpoint.source import resolve
 from jaxserve.config import ConfigError, EngineConfig
@@ -26,6 +27,7 @@ from jaxserve.engine.runner import Runner
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.engine.step import StepFunctions
 from jaxserve.kv import KVFormat, KVState, allocate, formats, kv_shapes, size_pages
+from jaxserve.kv.eight_bit import Fp8E4M3Format
 from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling import state as sampling_state
@@ -200,6 +202,10 @@ def _formats(config: EngineConfig, loaded: Loaded, groups: tuple[KVGroup, ...]) 
             format.kinds(group)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if isinstance(format, Fp8E4M3Format):
+        scales = read_kv_scales(loaded.folder, loaded.model.config.layers)
+        if scales:
+            return tuple(replace(format, calibrated=tuple(scales[layer] for layer in group.layers)) for group in groups)
     return (format,) * len(groups)
 
 
