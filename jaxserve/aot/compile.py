@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,8 @@ def compile_for(
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tuple(args))
     start = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=tuple(donate), out_shardings=place)
-    compiled = jitted.lower(*shapes).compile(compiler_options={"xla_dump_to": str(dump)} if dump else None)
+    with _mosaic_dumps_to(dump):
+        compiled = jitted.lower(*shapes).compile(compiler_options={"xla_dump_to": str(dump)} if dump else None)
     memory: Any = compiled.memory_analysis()
     return Facts(
         text=compiled.as_text() or "",
@@ -75,3 +78,20 @@ def compile_for(
         aliased_bytes=int(memory.alias_size_in_bytes),
         compile_s=time.perf_counter() - start,
     )
+
+
+@contextmanager
+def _mosaic_dumps_to(folder: Path | None) -> Iterator[None]:
+    """Mosaic's compiler runs inside XLA's and listens to the environment alone."""
+    if folder is None:
+        yield
+        return
+    before = os.environ.get("MOSAIC_GPU_DUMP_TO")
+    os.environ["MOSAIC_GPU_DUMP_TO"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MOSAIC_GPU_DUMP_TO"]
+        else:
+            os.environ["MOSAIC_GPU_DUMP_TO"] = before

@@ -32,8 +32,18 @@ LLAMA_8B = DecoderConfig(
 """Llama 3.1 8B."""
 
 
-def step_functions(config: DecoderConfig, *, rows: int, tiles: int, pages: int, max_len: int = 8192) -> StepFunctions:
-    """The programs of an engine in bfloat16 on one GPU: `rows` decode rows, `tiles` prefill tiles, `pages` KV pages."""
+def step_functions(
+    config: DecoderConfig,
+    *,
+    rows: int,
+    tiles: int,
+    pages: int,
+    max_len: int = 8192,
+    kv_format: str = "bf16",
+    backend: str = "triton",
+) -> StepFunctions:
+    """The programs of an engine in bfloat16 on one GPU: `rows` decode rows, `tiles` prefill tiles, `pages` KV pages of
+    each class of `kv_format`."""
     model = Model.from_config(config, jnp.bfloat16)
     shape = EngineShape(slots=rows, max_len=max_len, q=1, decode=(rows,), tiles=(tiles,))
     layout = SlotLayout(
@@ -46,6 +56,6 @@ def step_functions(config: DecoderConfig, *, rows: int, tiles: int, pages: int, 
     )
     groups = model.kv_groups()
     # Named, because the platform that compiles is not the one that will run.
-    format = formats.get("bf16", backend="triton")
-    kv = kv_shapes(groups, [format] * len(groups), [(pages,)] * len(groups), rows, max_len)
+    format = formats.get(kv_format, backend=backend)
+    kv = kv_shapes(groups, [format] * len(groups), [(pages,) * len(format.kinds(g)) for g in groups], rows, max_len)
     return StepFunctions(model, shape, layout, LinearContext(), None, model.abstract_params(), kv, state.shapes(layout))

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxserve.checkpoint import orbax_store
 from jaxserve.checkpoint.errors import CheckpointError
+from jaxserve.checkpoint.kv_scales import is_kv_scale
 from jaxserve.checkpoint.layout import Index, gather, source_shapes
 from jaxserve.checkpoint.safetensors import TensorFolder
 from jaxserve.checkpoint.source import resolve
@@ -139,8 +140,11 @@ def _check_names(
 
 
 def _harmless(name: str, config: DecoderConfig) -> bool:
-    """Buffers that old checkpoints stored, and the head of a model that ties it to the embedding."""
-    return name.endswith(".rotary_emb.inv_freq") or name == "lm_head.weight" and config.tie_embeddings
+    """Buffers that old checkpoints stored, the head of a model that ties it to the embedding, and what `read_kv_scales`
+    reads."""
+    if name.endswith(".rotary_emb.inv_freq") or is_kv_scale(name):
+        return True
+    return name == "lm_head.weight" and config.tie_embeddings
 
 
 def _others(names: list[str]) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 
 from jaxserve import bundled
 from jaxserve.checkpoint.generation import read_generation_config
+from jaxserve.checkpoint.kv_scales import read_kv_scales
 from jaxserve.checkpoint.load import load_model
 from jaxserve.checkpoint.source import resolve
 from jaxserve.config import ConfigError, EngineConfig
@@ -26,6 +27,7 @@ from jaxserve.engine.runner import Runner
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.engine.step import StepFunctions
 from jaxserve.kv import KVFormat, KVState, allocate, formats, kv_shapes, size_pages
+from jaxserve.kv.eight_bit import Fp8E4M3Format
 from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling import state as sampling_state
@@ -186,8 +188,7 @@ def _formats(config: EngineConfig, loaded: Loaded, groups: tuple[KVGroup, ...]) 
         name = KV_OF_DTYPE[loaded.model.dtype.name] if loaded.on_gpu else "f16"
     if cache.kv_expected_len is not None and cache.kv_expected_len > loaded.max_len:
         raise ConfigError(f"--kv-expected-len {cache.kv_expected_len} is more than the model length {loaded.max_len}")
-    # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
-    options: dict[str, Any] = {"backend": "tiled" if config.runtime.batch_invariant else None}
+    options: dict[str, Any] = {"backend": _backend(config, loaded.on_gpu)}
     sealing = {
         "sink_pages": cache.kv_sink_pages,
         "residual_pages": cache.kv_residual_pages,
@@ -200,7 +201,24 @@ def _formats(config: EngineConfig, loaded: Loaded, groups: tuple[KVGroup, ...]) 
             format.kinds(group)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if isinstance(format, Fp8E4M3Format):
+        scales = read_kv_scales(loaded.folder, loaded.model.config.layers)
+        if scales:
+            return tuple(replace(format, calibrated=tuple(scales[layer] for layer in group.layers)) for group in groups)
     return (format,) * len(groups)
+
+
+def _backend(config: EngineConfig, on_gpu: bool) -> str | None:
+    """Of the attention ops; None is the platform's own."""
+    backend = config.runtime.attention_backend
+    if backend in ("triton", "mosaic") and not on_gpu:
+        raise ConfigError(f"--attention-backend {backend} needs a GPU; this engine runs on a CPU")
+    if config.runtime.batch_invariant:
+        if backend != "auto":
+            raise ConfigError(f"--batch-invariant has attention of its own: leave out --attention-backend {backend}")
+        # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
+        return "tiled"
+    return None if backend == "auto" else backend
 
 
 def _free_memory(config: EngineConfig, functions: Callable, sized: Callable) -> int:

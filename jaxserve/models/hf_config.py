@@ -102,10 +102,20 @@ class Fields:
         for name, value in self._hf.items():
             if name in self._read or name in HARMLESS:
                 continue
+            if name == "quantization_config" and _is_kv_cache_only(value):
+                continue
             if name not in NEUTRAL:
                 log.warning("config.json: field %s = %r is not known and has no effect", name, value)
             elif value not in NEUTRAL[name]:
                 raise ValueError(f"config.json: {name} = {value!r} is not supported for {self.architecture}")
+
+
+def _is_kv_cache_only(quantization: Any) -> bool:
+    """Whether a `quantization_config` describes an 8-bit float KV cache and leaves the weights alone."""
+    if not isinstance(quantization, dict) or quantization.get("config_groups"):
+        return False
+    scheme = quantization.get("kv_cache_scheme")
+    return isinstance(scheme, dict) and scheme.get("num_bits") == 8 and scheme.get("type") == "float"
 
 
 def eos_ids(value: int | list[int] | None) -> tuple[int, ...]:

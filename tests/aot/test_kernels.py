@@ -69,6 +69,31 @@ def test_kernel(op, rows, q_tokens, heads, head_dim, options, name: str, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("op", "rows", "q_tokens", "heads", "head_dim"),
+    [(paged_decode, 64, 1, (32, 8), 128), (paged_prefill, 8, 64, (32, 8), 128), (paged_prefill, 4, 64, (9, 3), 64)],
+)
+def test_mosaic_kernel(op, rows, q_tokens, heads, head_dim, tmp_path: Path) -> None:
+    """Products by wgmma, pages by the bulk copy engine, no spills, no copy of the pool."""
+
+    def call(q, positions, counts, pool, tables):
+        return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, backend="mosaic")
+
+    args = (
+        array("bfloat16", rows, q_tokens, heads[0], head_dim),
+        array("int32", rows),
+        array("int32", rows),
+        array("bfloat16", PAGES, 2, 2, heads[1], 64, head_dim),
+        array("int32", rows, 128),
+    )
+    facts = compiled(call, args, dump=tmp_path)
+    kernel = ptx.kernels(tmp_path, targets()["h200"].arch)[f"{op.__name__}_mosaic_gpu_kernel"]
+    assert kernel.spill_bytes == 0
+    assert kernel.matrix and all(kind.startswith("wgmma.") and "bf16" in kind for kind in kernel.matrix)
+    assert any("cp.async.bulk.tensor" in path.read_text() for path in tmp_path.glob(f"{op.__name__}*.ptx"))
+    assert not facts.copies(16 << 20)
+
+
+@pytest.mark.parametrize(
     ("name", "backend"), [("bf16", "triton"), ("bf16", "reference"), ("int8", "triton"), ("fp8_e4m3", "triton")]
 )
 @pytest.mark.parametrize("tiles", [0, 8])

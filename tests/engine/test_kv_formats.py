@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jaxserve.config import ConfigError
 from tests.engine.driver import Driver
 
 SHAPE = {
@@ -101,3 +102,12 @@ def test_preemption_changes_no_token(driver: Driver) -> None:
 
 def test_nothing_was_compiled_outside_the_declared_set(driver: Driver) -> None:
     assert driver.counter("undeclared_compilations") == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "invariant", "words"),
+    [("mosaic", False, "needs a GPU"), ("triton", True, "needs a GPU"), ("reference", True, "leave out")],
+)
+def test_backends_that_cannot_be_had_are_refused(backend: str, invariant: bool, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Driver(**SHAPE | {"batch_invariant": invariant}, attention_backend=backend)

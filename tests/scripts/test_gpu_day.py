@@ -1,0 +1,35 @@
+"""The GPU day's command where there is no GPU: `--smoke` runs every part of it, and without it nothing is claimed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_day.py"
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(SCRIPT.parents[1])}
+    return subprocess.run([sys.executable, str(SCRIPT), *args], capture_output=True, text=True, env=environment)
+
+
+def test_smoke_fills_every_table(tmp_path: Path) -> None:
+    out = tmp_path / "report.md"
+    ran = run("--smoke", "--out", str(out))
+    assert ran.returncode == 0, ran.stderr
+    text = out.read_text()
+    assert text == ran.stdout
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    checked = [row for row in rows if len(row) == 5 and row[4].strip() == "ok"]
+    assert {(row[0].strip(), row[2].strip()) for row in checked} >= {("decode", "int8"), ("prefill", "hack2")}
+    assert "WRONG" not in text
+    assert sum(len(row) == 9 and row[0].strip() in ("decode", "prefill") for row in rows) == len(checked)
+    steps = {row[0].strip() for row in rows if len(row) == 5 and "%" in row[4]}
+    assert steps >= {"bf16", "int8", "fp8_e4m3"}
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    ran = run()
+    assert ran.returncode == 2 and "--smoke" in ran.stderr
