@@ -3,8 +3,8 @@
     python benchmarks/h200_kernels.py
 
 8B Llama's heads (32 of 8 KV heads, head_dim 128), pages of 64 tokens: decode with 64 rows, prefill with 8 tiles. Needs
-`pip install 'jaxserve[aot]'`, no GPU. PTX instructions are those of the whole kernel: what a page costs, to compare
-layouts. Says nothing about time.
+`pip install 'jaxserve[aot]'`, no GPU. The last column but one counts the PTX instructions of the longest loop, the one
+over pages, times the warps of a program: what a page of one head costs the schedulers. Says nothing about time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ LAYOUTS: dict[str, Layout] = {
     "hack2": hack(2),
     "hack2_p": hack(2, "P"),
 }
-_INSTRUCTION = re.compile(r"^\s+(?:@\S+ )?[a-z]\w*[.\s;]", re.MULTILINE)
+_INSTRUCTION = re.compile(r"\s+(?:@\S+ )?[a-z]\w*[.\s;]")
+_LABEL = re.compile(r"(\$L\w+):")
+_BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$L\w+)")
 _LAUNCH = re.compile(r"threads: \[(\d+), \d+, \d+\]\s+shared_memory: (\d+)")
 
 
@@ -75,8 +77,21 @@ def row(name: str, op, rows: int, q_tokens: int) -> str:
     kinds = ", ".join(f"{count} {_short(kind)}" for kind, count in kernel.matrix.items())
     return (
         f"| {name} | {op.__name__} | {bytes_:,} | {launch[1]} | {kernel.registers} | {kernel.spill_bytes} | "
-        f"{int(launch[2]):,} | {len(_INSTRUCTION.findall(text)):,} | {kinds} |"
+        f"{int(launch[2]):,} | {_loop(text) * int(launch[1]) // 32:,} | {kinds} |"
     )
+
+
+def _loop(text: str) -> int:
+    """Instructions of the longest stretch of PTX that a branch goes back over."""
+    starts: dict[str, int] = {}
+    longest = count = 0
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            starts[label[1]] = count
+        count += bool(_INSTRUCTION.match(line))
+        if (branch := _BRANCH.search(line)) and branch[1] in starts:
+            longest = max(longest, count - starts[branch[1]])
+    return longest
 
 
 def _short(kind: str) -> str:
@@ -91,7 +106,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
     args = parser.parse_args()
     print(f"jax {jax.__version__}, target h200\n")
-    print("| layout | kernel | bytes/page/head | threads | registers | spill B | shared B | PTX instructions | MMA |")
+    print("| layout | kernel | bytes/page/head | threads | registers | spill B | shared B | loop x warps | MMA |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---|")
     for op, rows, q_tokens in ((paged_decode, 64, 1), (paged_prefill, 8, PAGE_TOKENS)):
         for name in args.layouts:
