@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxserve.cli.player import TracePlayer
+from jaxserve.cli.player import CLOCKS, TracePlayer
 from jaxserve.config import EngineConfig
 from jaxserve.engine.load import load_core
 from jaxserve.engine.shapes import EngineShape
@@ -25,10 +25,10 @@ from jaxserve.types import Control
 class Engine:
     """An engine under one policy. `play` steps it on this thread: no client and no transport is timed."""
 
-    def __init__(self, options: Mapping[str, Any], policy: PolicySpec) -> None:
+    def __init__(self, options: Mapping[str, Any], policy: PolicySpec, clock: str = "wall") -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._record = Path(self._folder.name) / "record"
-        self._player = TracePlayer()
+        self._player = TracePlayer(CLOCKS[clock]())
         params = [f"{key}={value}" for key, value in policy.params.items()]
         config = EngineConfig.of(
             **options,
@@ -38,7 +38,7 @@ class Engine:
             record=str(self._record),
             wait_for_buckets=True,
         )
-        self._core = load_core(config, self._player, self._player.emit, lambda _: None)
+        self._core = load_core(config, self._player, self._player.emit, lambda _: None, self._player.clock)
         self._shape = EngineShape.of(config, self._core.ready.limits.max_model_len, on_gpu=False)
         self._seen = 0
         self.play(sample(traces.load("synthetic:jobs=6,prompt=200,output=8"), 6, 100.0, 0, poisson))

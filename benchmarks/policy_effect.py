@@ -17,6 +17,7 @@ from pathlib import Path
 
 from engines import Engine, predict
 
+from jaxserve.cli.player import CLOCKS
 from jaxserve.cli.profile import measure
 from jaxserve.config import EngineConfig
 from jaxserve.engine.platform import select_platform
@@ -41,6 +42,12 @@ def main() -> None:
     parser.add_argument("--max-num-batched-tokens", type=int, default=256)
     parser.add_argument("--kv-cache-memory", default="128MiB")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="work: processor time, for machines that others use (see player.py)",
+    )
     args = parser.parse_args()
     select_platform("cpu")
     options = {
@@ -51,12 +58,12 @@ def main() -> None:
     }
     if not args.profile.exists():
         say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-        write_profile(measure(EngineConfig.of(**options), say=say), args.profile)
+        write_profile(measure(EngineConfig.of(**options), say=say, clock=args.clock), args.profile)
     machine = read_profile(args.profile).machine()
     policies = [PolicySpec.parse(text) for text in args.policy]
     trace = traces.load(args.trace).shrunk(args.scale_lengths)
     rate = args.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
-    engines = [Engine(options, policy) for policy in policies]
+    engines = [Engine(options, policy, args.clock) for policy in policies]
     gains: tuple[list[float], list[float]] = ([], [])
     rows, runs = [["seed, policy", f"engine {args.figure}", "simulated"]], []
     for seed in range(args.rounds):

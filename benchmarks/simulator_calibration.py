@@ -17,6 +17,7 @@ from pathlib import Path
 
 from engines import Engine, percent, predict
 
+from jaxserve.cli.player import CLOCKS
 from jaxserve.cli.profile import measure
 from jaxserve.config import EngineConfig
 from jaxserve.engine.platform import select_platform
@@ -54,6 +55,12 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="use this profile, or write it there")
     parser.add_argument("--policy", nargs="+", default=POLICIES)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="work: processor time, for machines that others use (see player.py)",
+    )
     parser.add_argument("--max-num-seqs", type=int, default=16)
     parser.add_argument("--kv-cache-memory", default="128MiB")
     args = parser.parse_args()
@@ -68,11 +75,13 @@ def main() -> None:
     if args.profile is not None and args.profile.exists():
         profile = read_profile(args.profile)
     else:
-        profile = measure(EngineConfig.of(**options), args.rounds, say=lambda text: print(text, file=sys.stderr))
+        profile = measure(
+            EngineConfig.of(**options), args.rounds, say=lambda text: print(text, file=sys.stderr), clock=args.clock
+        )
         if args.profile is not None:
             write_profile(profile, args.profile)
     machine = profile.machine()
-    engines = {policy.text: Engine(options, policy) for policy in policies}
+    engines = {policy.text: Engine(options, policy, args.clock) for policy in policies}
     rows, results, orders = [["trace, policy", "step ms", "sim", "p99 JCT s", "sim", "mean JCT s", "sim"]], [], []
     for name, factor in TRACES.items():
         trace = traces.load(name).shrunk(factor)

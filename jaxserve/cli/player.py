@@ -6,7 +6,7 @@ No client, no other thread: what is timed is the engine's loop. `jaxserve profil
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import Protocol
@@ -16,6 +16,40 @@ from jaxserve.sim.metrics import Run, Served
 from jaxserve.sim.tokens import prompt_tokens
 from jaxserve.sim.workload import Job, common_tokens
 from jaxserve.types import Deltas, FromCore, Request, SamplingParams, Submit, ToCore
+
+
+class Clock(Protocol):
+    """Time in seconds, and how to let it pass."""
+
+    def __call__(self) -> float: ...
+    def sleep(self, seconds: float) -> None: ...
+
+
+class WallClock:
+    """Everybody's time."""
+
+    def __call__(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class WorkClock:
+    """Processor time of this process, all threads together; sleeping just adds to it. What an engine on a CPU does then
+    takes about the same time whatever else the machine does."""
+
+    def __init__(self) -> None:
+        self._slept = 0.0
+
+    def __call__(self) -> float:
+        return time.process_time() + self._slept
+
+    def sleep(self, seconds: float) -> None:
+        self._slept += seconds
+
+
+CLOCKS = {"wall": WallClock, "work": WorkClock}
 
 
 class Steps(Protocol):
@@ -28,9 +62,9 @@ class TracePlayer(Inbox):
     Greedy, exactly as many tokens as the trace says. Times are seconds from the first `drain` after `load` on.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         super().__init__()
-        self._clock = clock
+        self.clock = clock or WallClock()
         self.load(())
 
     def load(self, jobs: Sequence[Job]) -> None:
@@ -87,8 +121,8 @@ class TracePlayer(Inbox):
     @property
     def now(self) -> float:
         if self._start is None:
-            self._start = self._clock()
-        return self._clock() - self._start
+            self._start = self.clock()
+        return self.clock() - self._start
 
     # The core's inbox
 
@@ -114,7 +148,7 @@ class TracePlayer(Inbox):
     def wait(self, timeout: float | None) -> None:
         until = self._due[0][0] - self.now if self._due else timeout
         if until is not None and until > 0:
-            time.sleep(min(until, 1.0))
+            self.clock.sleep(min(until, 1.0))
 
     # What the core says
 

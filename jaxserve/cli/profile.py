@@ -92,17 +92,21 @@ def _from_record(config: EngineConfig, path: Path) -> Profile:
 
 
 def measure(
-    config: EngineConfig, rounds: int = 2, contexts: Sequence[int] = (), say: Callable[[str], None] = lambda _: None
+    config: EngineConfig,
+    rounds: int = 2,
+    contexts: Sequence[int] = (),
+    say: Callable[[str], None] = lambda _: None,
+    clock: str = "wall",
 ) -> Profile:
-    """Profiles an engine in this process. All its programs are compiled first."""
-    from jaxserve.cli.player import TracePlayer
+    """Profiles an engine in this process. All its programs are compiled first. `clock`: one of player.CLOCKS."""
+    from jaxserve.cli.player import CLOCKS, TracePlayer
     from jaxserve.engine.load import load_core
 
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record"
-        player = TracePlayer()
+        player = TracePlayer(CLOCKS[clock]())
         runtime = replace(config.runtime, record=str(record), wait_for_buckets=True)
-        core = load_core(replace(config, runtime=runtime), player, player.emit, say)
+        core = load_core(replace(config, runtime=runtime), player, player.emit, say, player.clock)
         shape = _shape(config, core.ready.limits.max_model_len)
         kv_tokens = min(core.ready.num_pages) * PAGE_TOKENS
         cells = [cell for _ in range(rounds) for cell in grid(shape, kv_tokens, contexts)]

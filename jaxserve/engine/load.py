@@ -57,8 +57,14 @@ class Loaded:
     shape: EngineShape
 
 
-def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], None], progress: Progress) -> EngineCore:
-    """An engine core that can serve: weights in memory, covering programs compiled.
+def load_core(
+    config: EngineConfig,
+    inbox: Inbox,
+    emit: Callable[[FromCore], None],
+    progress: Progress,
+    clock: Callable[[], float] = time.monotonic,
+) -> EngineCore:
+    """An engine core that can serve: weights in memory, covering programs compiled. `clock` gives it the time (s).
 
     Raises:
         ConfigError, CheckpointError, DoesNotFitError: what cannot be honoured, and what to do.
@@ -105,6 +111,7 @@ def load_core(config: EngineConfig, inbox: Inbox, emit: Callable[[FromCore], Non
         emit,
         config.cache.enable_prefix_caching,
         record,
+        clock,
     )
 
 

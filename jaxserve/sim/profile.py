@@ -24,6 +24,10 @@ VERSION = 1
 OUTLIER = 3.0
 """A step that took so many times the median of its like was interrupted by something else."""
 
+FIT_ROUNDS = 8
+HUBER = 3.0
+"""Errors above so many times their median count less."""
+
 
 class Timed(msgspec.Struct, frozen=True, array_like=True):
     """Steps with about the same features, the mean of their durations, and how many there were."""
@@ -147,7 +151,10 @@ def _merged(group: Sequence[Timed]) -> Timed:
 
 
 def fit(steps: Sequence[Timed]) -> dict[str, float]:
-    """Non-negative least squares of relative errors: a term a bucket, a head, and what attention reads.
+    """Robust non-negative least squares: a term a bucket, a head, and what attention reads.
+
+    Errors count as shares of what is usual in their bucket. When the host is interrupted, one step seems long and the
+    next one short: what is off by several times the usual error is weighed down (Huber), in a few rounds.
 
     Raises:
         ValueError: there are no steps.
@@ -163,10 +170,25 @@ def fit(steps: Sequence[Timed]) -> dict[str, float]:
         for name, amount in terms_of(timed.step):
             matrix[row, column[name]] = amount
     seconds = np.array([timed.seconds for timed in steps])
-    weights = np.sqrt([timed.count for timed in steps]) / seconds
+    usual = _usual(steps)
     scale = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
-    found, _ = nnls((matrix / scale) * weights[:, None], seconds * weights, maxiter=100 * len(names))
+    weights = np.sqrt([timed.count for timed in steps]) / usual
+    trust = np.ones(len(steps))
+    for _ in range(FIT_ROUNDS):
+        each = weights * np.sqrt(trust)
+        found, _ = nnls((matrix / scale) * each[:, None], seconds * each, maxiter=100 * len(names))
+        errors = np.abs(matrix @ (found / scale) - seconds) / usual
+        bound = HUBER * max(float(np.median(errors)), 1e-9)
+        trust = np.minimum(1.0, bound / np.maximum(errors, 1e-12))
     return dict(zip(names, (found / scale).tolist(), strict=True))
+
+
+def _usual(steps: Sequence[Timed]) -> np.ndarray:
+    """The median duration in the bucket of each step."""
+    buckets: dict[tuple[int, int], list[float]] = {}
+    for timed in steps:
+        buckets.setdefault(timed.step.bucket, []).append(timed.seconds)
+    return np.array([statistics.median(buckets[timed.step.bucket]) for timed in steps])
 
 
 def make_profile(record: bytes, shape: EngineShape, about: dict[str, str], warm_up: int = 2) -> Profile:

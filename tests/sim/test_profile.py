@@ -67,6 +67,20 @@ def test_a_fit_recovers_the_terms_that_made_the_times():
             assert found.step_s(step) == pytest.approx(cost.step_s(step), rel=1e-6)
 
 
+def test_a_fit_survives_steps_that_were_timed_wrongly():
+    """An interrupted host sees one step end late and the next one soon after."""
+    draw = random.Random(1)
+    made = steps(draw, 300)
+    truth = {name: 2e-3 if amount == 1 else 1e-6 for step in made for name, amount in terms_of(step)}
+    cost = Fitted(terms=truth)
+    timed = [Timed(step, cost.step_s(step)) for step in made]
+    for i in range(0, 300, 30):
+        timed[i], timed[i + 1] = Timed(made[i], timed[i].seconds + 0.05), Timed(made[i + 1], 1e-4)
+    found = Fitted(terms=fit(timed))
+    for step in made[::7]:
+        assert found.step_s(step) == pytest.approx(cost.step_s(step), rel=0.02)
+
+
 def test_interrupted_steps_do_not_count():
     step = Features((4, 0), 4, 0, 100, 50, 0, 0, 0)
     [group] = grouped([Timed(step, 0.01)] * 9 + [Timed(step, 5.0)])
