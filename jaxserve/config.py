@@ -130,6 +130,18 @@ class CacheOptions:
         "With sealed pages: a prefill chunk attends to itself in 16 bits. Closer to dense KV, but results then depend "
         "on where chunks begin.",
     )
+    swap_space: int = option(
+        0,
+        "Bytes of host memory for the KV of sequences that lost their place. 0: it is computed again.",
+        parse=human_int,
+        low=0,
+    )
+    host_link_gbps: float | None = option(
+        None,
+        "Gigabits a second between device and host: what fetching is expected to take, and no copy goes faster. "
+        "Default: 192 expected (PCIe 4.0), no limit.",
+        low=0.001,
+    )
     enable_prefix_caching: bool = option(True, "Reuse the KV of prompt beginnings seen before.")
 
 

@@ -11,11 +11,11 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Protocol
 
-from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.inbox import Inbox, Message
 from jaxserve.sim.metrics import Run, Served
 from jaxserve.sim.tokens import prompt_tokens
 from jaxserve.sim.workload import Job, common_tokens
-from jaxserve.types import Deltas, FromCore, Request, SamplingParams, Submit, ToCore
+from jaxserve.types import Deltas, FromCore, Request, SamplingParams, Submit
 
 
 class Clock(Protocol):
@@ -126,7 +126,7 @@ class TracePlayer(Inbox):
 
     # The core's inbox
 
-    def drain(self) -> list[ToCore]:
+    def drain(self) -> list[Message]:
         messages, now = super().drain(), self.now
         while self._due and self._due[0][0] <= now:
             at, _, number, index = heappop(self._due)

@@ -10,7 +10,8 @@ from typing import IO
 from jaxserve.engine.counts import Counts
 from jaxserve.engine.executables import compile_counter
 from jaxserve.engine.finish import finish_step
-from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.inbox import Inbox, Message
+from jaxserve.engine.moved import Moved
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.runner import Launched, Runner
@@ -28,6 +29,7 @@ from jaxserve.types import (
     FinishReason,
     FromCore,
     ModelLimits,
+    MoveDone,
     Ready,
     Request,
     ResetCache,
@@ -37,7 +39,6 @@ from jaxserve.types import (
     Submit,
     SubmitAll,
     Tick,
-    ToCore,
 )
 
 log = logging.getLogger(__name__)
@@ -105,8 +106,9 @@ class EngineCore:
         self.close()
 
     def close(self) -> None:
-        """Stops compiling and completes the record. The core serves no more."""
+        """Stops compiling and moving, and completes the record. The core serves no more."""
         self._programs.close()
+        self._runner.close()
         if self._record is not None:
             self._record.close()
 
@@ -123,6 +125,8 @@ class EngineCore:
         plan = self._scheduler.plan()
         if self._scheduler.policy_error is not self._policy_error:
             self._say_policy_error(now)
+        if plan.moves:
+            self._runner.start_moves(plan.moves)
         launched = None
         if plan.has_work:
             for admit in plan.admits:
@@ -135,6 +139,9 @@ class EngineCore:
         if self._deltas:
             self._emit(Deltas(deltas=tuple(self._deltas)))
             self._deltas = []
+        if not worked and self._scheduler.moves_under_way:
+            self._inbox.wait(0.05)
+            return True
         return worked
 
     def _say_policy_error(self, now: float) -> None:
@@ -179,8 +186,11 @@ class EngineCore:
 
     # Messages
 
-    def _on_message(self, message: ToCore) -> None:
-        if isinstance(message, Submit):
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, Moved):
+            self._runner.finish_move(message)
+            self._scheduler.on_event(MoveDone(now=self._clock(), move=message.move.id))
+        elif isinstance(message, Submit):
             self._take(message.request)
         elif isinstance(message, SubmitAll):
             for request in message.requests:
@@ -315,6 +325,7 @@ class EngineCore:
         counters = {
             **self._scheduler.counters,
             **self._counts.read(),
+            "swap_copies": self._runner.host_copies,
             "undeclared_compilations": compile_counter.undeclared,
             "programs_compiled": self._programs.compiled,
             "programs_loaded": self._programs.loaded,

@@ -5,21 +5,24 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from jaxserve.engine.moved import Moved
 from jaxserve.types import ToCore
+
+Message = ToCore | Moved
 
 
 class Inbox:
     """An unbounded queue with one reader. Front ends bound what they submit (`--max-queued-requests`)."""
 
     def __init__(self) -> None:
-        self._messages: deque[ToCore] = deque()
+        self._messages: deque[Message] = deque()
         self._arrived = threading.Event()
 
-    def put(self, message: ToCore) -> None:
+    def put(self, message: Message) -> None:
         self._messages.append(message)
         self._arrived.set()
 
-    def drain(self) -> list[ToCore]:
+    def drain(self) -> list[Message]:
         """Everything that has arrived, in order. Never waits."""
         drained = []
         while self._messages:

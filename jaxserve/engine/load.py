@@ -22,10 +22,11 @@ from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.executables import ExecutableCache
 from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.mover import Mover
 from jaxserve.engine.programs import Program, ProgramSet
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.shapes import EngineShape
-from jaxserve.engine.step import StepFunctions
+from jaxserve.engine.step import STAGED, StepFunctions
 from jaxserve.kv import KVFormat, KVState, allocate, formats, kv_shapes, size_pages
 from jaxserve.kv.eight_bit import Fp8E4M3Format
 from jaxserve.models.model import Model
@@ -39,6 +40,8 @@ from jaxserve.types import PAGE_TOKENS, FromCore, KVGroup, ModelLimits, PageClas
 log = logging.getLogger(__name__)
 
 INVARIANT_ROWS = 64
+LINK_BYTES_S = 24e9
+"""What a PCIe 4.0 link copies, of pages as large as ours."""
 CPU_KV_BYTES = 256 << 20
 KV_OF_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -74,13 +77,18 @@ def load_core(
     progress(_describe(loaded))
     functions, classes = _functions(config, loaded)
     record = open(config.runtime.record, "wb") if config.runtime.record else None
-    scheduler = _scheduler(config, loaded.shape, classes, Recorder(record) if record else None)
+    host_pages = _host_pages(config.cache.swap_space, classes)
+    scheduler = _scheduler(config, loaded.shape, classes, host_pages, Recorder(record) if record else None)
     programs = ProgramSet(_cache(config, functions))
-    programs.declare(functions.programs())
-    covering = functions.covering()
+    moves = functions.move_programs() if host_pages else []
+    programs.declare([*functions.programs(), *moves])
+    covering = [*functions.covering(), *(program.name for program in moves)]
     programs.compile_now(covering)
     kv, slots = allocate(functions.kv), sampling_state.allocate(functions.slot_layout)
-    runner = Runner(functions, programs, loaded.params, kv, slots)
+    mover = None
+    if host_pages:
+        mover = Mover(functions.kv, host_pages, _link(config), STAGED, inbox.put)
+    runner = Runner(functions, programs, loaded.params, kv, slots, mover)
     others = [name for name in programs.names if name not in covering]
     programs.compile_in_background(others)
     if config.runtime.wait_for_buckets:
@@ -257,14 +265,41 @@ def _shapes(params: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
 
 
+def _host_pages(space: int, classes: tuple[PageClasses, ...]) -> tuple[int, ...]:
+    """Pages of host memory for each pool, in proportion to the device's.
+
+    Raises:
+        ConfigError: not a page of each fits.
+    """
+    kinds = [kind for group in classes for kind in group.classes]
+    share = space / sum(kind.pages * kind.bytes for kind in kinds)
+    pages = tuple(int(kind.pages * share) for kind in kinds)
+    if space and not min(pages):
+        least = max(kind.bytes for kind in kinds)
+        raise ConfigError(f"--swap-space {space} holds no page of each kind; a page takes up to {least} bytes")
+    return pages if space else ()
+
+
+def _link(config: EngineConfig) -> float | None:
+    """Bytes a second of the host link, where the options say."""
+    gbps = config.cache.host_link_gbps
+    return None if gbps is None else gbps * 1e9 / 8
+
+
 def _scheduler(
-    config: EngineConfig, shape: EngineShape, classes: tuple[PageClasses, ...], recorder: Recorder | None
+    config: EngineConfig,
+    shape: EngineShape,
+    classes: tuple[PageClasses, ...],
+    host_pages: tuple[int, ...],
+    recorder: Recorder | None,
 ) -> Scheduler:
     limits = Limits(
         **shape.bounds,
         enable_prefix_caching=config.cache.enable_prefix_caching,
         pin_share=config.scheduler.program_share,
         pin_ttl_s=config.scheduler.program_ttl,
+        host_pages=host_pages,
+        host_link_bytes_s=_link(config) or LINK_BYTES_S,
     )
     try:
         policy = make_policy(config.scheduler.scheduling_policy, **_params(config.scheduler.scheduling_params))

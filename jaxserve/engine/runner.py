@@ -10,10 +10,23 @@ import jax
 import numpy as np
 
 from jaxserve.engine.layout import blank_head_rows
+from jaxserve.engine.moved import Moved
+from jaxserve.engine.mover import Mover
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.sequence import Sequence
 from jaxserve.engine.shapes import fit
-from jaxserve.engine.step import COPIES, SEALS, StepFunctions, copy_name, forward_name, head_name, seal_name
+from jaxserve.engine.step import (
+    COPIES,
+    SEALS,
+    STAGED,
+    StepFunctions,
+    copy_name,
+    forward_name,
+    gather_name,
+    head_name,
+    scatter_name,
+    seal_name,
+)
 from jaxserve.kv.meta import ABSENT
 from jaxserve.kv.state import KVState
 from jaxserve.sampling.admit import pack_admit, pack_extras
@@ -21,7 +34,7 @@ from jaxserve.sampling.bitmask import all_allowed
 from jaxserve.sampling.head import HeadVariant, Out
 from jaxserve.sampling.logprobs import Logprobs
 from jaxserve.sampling.state import Slots
-from jaxserve.types import PAGE_TOKENS, Admit, Grant, Plan, Request, Seal, SeqId, Work
+from jaxserve.types import PAGE_TOKENS, Admit, Grant, Move, Plan, Request, Seal, SeqId, Work
 
 
 @dataclass
@@ -44,7 +57,15 @@ class Launched:
 class Runner:
     """Owns the device state of an engine. Only the loop's thread may touch it: a donated handle is dead."""
 
-    def __init__(self, functions: StepFunctions, programs: ProgramSet, params: Any, kv: KVState, slots: Slots):
+    def __init__(
+        self,
+        functions: StepFunctions,
+        programs: ProgramSet,
+        params: Any,
+        kv: KVState,
+        slots: Slots,
+        mover: Mover | None = None,
+    ):
         self._functions = functions
         self._shape = functions.shape
         self._programs = programs
@@ -53,6 +74,32 @@ class Runner:
         self._slots = slots
         self._tables = [np.full(table.shape, ABSENT, np.int32) for table in kv.tables]
         self._no_masks: dict[int, jax.Array] = {}
+        self._mover = mover
+
+    @property
+    def host_copies(self) -> int:
+        """Copies between device and host memory so far."""
+        return 0 if self._mover is None else self._mover.copies
+
+    def close(self) -> None:
+        if self._mover is not None:
+            self._mover.close()
+
+    def start_moves(self, moves: tuple[Move, ...]) -> None:
+        """Gathers pages that go out, before anything of this step writes to them, and asks for those that come in."""
+        assert self._mover is not None
+        for move in moves:
+            if move.kind == "in":
+                self._mover.bring_in(move)
+                continue
+            name = gather_name(move.group, move.cls)
+            self._mover.take_out(move, [self._call(name, self._kv, ids) for ids in _chunks(move.pages)])
+
+    def finish_move(self, moved: Moved) -> None:
+        """Puts pages that have come in where they belong. Steps launched from now on read them."""
+        name = scatter_name(moved.move.group, moved.move.cls)
+        for ids, staged in zip(_chunks(moved.move.pages), moved.staged, strict=False):
+            self._kv = self._call(name, self._kv, ids, staged)
 
     def launch(self, plan: Plan, sequences: Mapping[SeqId, Sequence], now: float) -> Launched:
         """Starts everything that `plan` asks for and returns at once."""
@@ -201,6 +248,17 @@ class Runner:
             words = all_allowed(self._functions.slot_layout.vocab)
             self._no_masks[rows] = jax.device_put(np.tile(words, (rows, 1)))
         return self._no_masks[rows]
+
+
+def _chunks(pages: tuple[int, ...]) -> list[np.ndarray]:
+    """Page ids, STAGED at a time, padded with ABSENT."""
+    chunks = []
+    for first in range(0, len(pages), STAGED):
+        ids = np.full(STAGED, ABSENT, np.int32)
+        part = pages[first : first + STAGED]
+        ids[: len(part)] = part
+        chunks.append(ids)
+    return chunks
 
 
 def _with_slot(slot: int, packed: np.ndarray) -> np.ndarray:

@@ -43,6 +43,9 @@ COPIES = 16
 SEALS = (2, 16)
 """Pages of a group that a seal program makes, by size of the program; more are more launches."""
 
+STAGED = 16
+"""Pages of a staging array for moves to and from the host; more are more launches."""
+
 _LEAF: Any = 0
 """Stands for an array where only the structure of a result counts."""
 
@@ -149,6 +152,29 @@ class StepFunctions:
 
     # The declared programs
 
+    def gather(self, group: int, cls: int, kv: KVState, pages: jax.Array) -> Any:
+        """A staging array of `pages` int32 [STAGED] of a pool; padding copies any page."""
+        return kv_pages.gather_pages(kv.formats[group].part(kv.pools[group], cls), pages)
+
+    def scatter(self, group: int, cls: int, kv: KVState, pages: jax.Array, staged: Any) -> KVState:
+        """Puts a staging array into `pages` int32 [STAGED] of a pool; padding is out of range."""
+        format, pool = kv.formats[group], kv.pools[group]
+        part = kv_pages.scatter_pages(format.part(pool, cls), pages, staged)
+        return kv.with_pool(group, format.with_part(pool, cls, part))
+
+    def move_programs(self) -> list[Program]:
+        """Gather and scatter of each pool."""
+        programs = []
+        for group, format in enumerate(self.kv.formats):
+            for cls in range(self.kv.tables[group].shape[0]):
+                part = format.part(self.kv.pools[group], cls)
+                staged = jax.tree.map(lambda x: jax.ShapeDtypeStruct((STAGED, *x.shape[1:]), x.dtype), part)
+                ids = _ints(STAGED)
+                gather, scatter = partial(self.gather, group, cls), partial(self.scatter, group, cls)
+                programs.append(Program(gather_name(group, cls), gather, (self.kv, ids), (), staged))
+                programs.append(Program(scatter_name(group, cls), scatter, (self.kv, ids, staged), (0,), self.kv))
+        return programs
+
     def programs(self) -> list[Program]:
         """Every program of the engine, in the order in which it is best to have them."""
         kv, slots, params = self.kv, self.slots, self.params
@@ -206,6 +232,14 @@ def head_name(rows: int, variant: HeadVariant) -> str:
 
 def copy_name(group: int) -> str:
     return f"copy[{group}]"
+
+
+def gather_name(group: int, cls: int) -> str:
+    return f"gather[{group},{cls}]"
+
+
+def scatter_name(group: int, cls: int) -> str:
+    return f"scatter[{group},{cls}]"
 
 
 def seal_name(pages: int) -> str:

@@ -178,6 +178,8 @@ class Draft:
                 return False
             for victim in victims:
                 self.preempt(victim, self._how[victim.id])
+            if seq.kept is not None and self._fetch(seq, seq.kept, start):
+                return True
         if not self._others([]):
             if self.programs.num_hard:
                 start = self._unpin_for(seq, start)
@@ -209,10 +211,10 @@ class Draft:
         self.admitted.append(seq)
 
     def _resettle(self, seq: Seq, kept: Kept, start: Start) -> None:
-        """It has its place again. Pages that it will write on, or did not take over, lose the name it gave them."""
-        stays = start.tokens // PAGE_TOKENS if self.swap.hosts else 0
-        forget(self.pages, kept, stays)
-        self.swap.forget(kept, stays)
+        """It has its place again. Pages that it did not take over lose the name it gave them; host copies of full pages
+        stay valid, whoever computes those again."""
+        forget(self.pages, kept, start.tokens // PAGE_TOKENS if self.swap.hosts else 0)
+        self.swap.forget(kept, kept.full)
         seq.kept = None
 
     def _start(self, seq: Seq) -> Start:

@@ -236,13 +236,13 @@ class Scheduler:
         )
         self.view.step += 1
         self._guard.on_plan(plan, self.view)
+        self._preemptions += len(plan.preempted)
         if plan.has_work:
             firsts = frozenset(work.seq for work in plan.prefill if work.samples)
             self._in_flight.append(Launched(plan.step, len(plan.decode) + len(firsts), firsts, plan))
             self._rows += len(plan.decode)
             self._tiles += len(plan.prefill)
             self._prefilled += sum(work.count for work in plan.prefill)
-            self._preemptions += len(plan.preempted)
         if self._recorder is not None:
             self._recorder.plan(plan)
         return plan

@@ -107,6 +107,9 @@ class Driver:
     def counter(self, name: str) -> float:
         return self._fresh_stats().counters[name]
 
+    def counters(self) -> dict[str, float]:
+        return self._fresh_stats().counters
+
     def _fresh_stats(self) -> Stats:
         self.inbox.put(Control(verb="stats"))
         self.run()

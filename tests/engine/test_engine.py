@@ -147,6 +147,36 @@ def test_preemption_changes_no_token(invariant: Driver, executables: str) -> Non
     assert tight.gauge("kv_cache_usage_perc") == 0
 
 
+@pytest.mark.parametrize("policy", ["sarathi", "mlfq"])
+def test_swap_changes_no_token(policy: str, invariant: Driver, executables: str) -> None:
+    """Six sequences in pages for a few of them: they go to the host and come back, bit for bit."""
+    cases = prompts([150, 200, 180, 130, 170, 190], seed=7)
+    params = {"max_tokens": 260, "ignore_eos": True, "temperature": 0.8, "seed": 5, "repetition_penalty": 1.1}
+
+    def all_tokens(driver: Driver) -> list[list[int]]:
+        for index, prompt in enumerate(cases):
+            driver.submit(str(index), prompt, **params)
+        answers = driver.run()
+        return [answers[str(i), 0].tokens for i in range(len(cases))]
+
+    tight = Driver(
+        **SHAPE,
+        compile_cache=executables,
+        batch_invariant=True,
+        enable_prefix_caching=False,
+        kv_cache_memory=17 * PAGE_BYTES,
+        swap_space=64 * PAGE_BYTES,
+        scheduling_policy=policy,
+        scheduling_params=["first_quantum_s=0.05", "starve_s=1"] if policy == "mlfq" else [],
+    )
+    assert all_tokens(tight) == all_tokens(invariant)
+    counters = tight.counters()
+    assert counters["num_preemptions"] > 2 and counters["swap_in_moves"] > 0, counters
+    moved = (counters["swap_out_bytes"] + counters["swap_in_bytes"]) / PAGE_BYTES
+    assert counters["swap_copies"] <= moved
+    assert tight.gauge("kv_cache_usage_perc") == 0 and tight.gauge("swap_usage_perc") == 0
+
+
 def test_speculation_changes_no_token(invariant: Driver, speculative: Driver) -> None:
     text = prompts([12], seed=8)[0] * 6
     cases = [text, prompts([90], seed=9)[0], text[:50]]

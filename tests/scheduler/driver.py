@@ -167,7 +167,8 @@ class Driver:
             launched = (plan.step, samples)
             self._in_flight.append(launched)
         else:
-            assert not (plan.admits or plan.preempted or plan.pages.grants or plan.pages.copies or plan.pages.seals)
+            assert not (plan.admits or plan.pages.grants or plan.pages.copies or plan.pages.seals)
+            assert plan.moves or not plan.preempted
             self.device.move(plan)
         while len(self._in_flight) > (self.limits.lag if launched else 0):
             self._report(*self._in_flight.popleft())

@@ -117,6 +117,7 @@ def test_counts_and_time():
         "num_requests_waiting": 1,
         "num_programs_pinned": 0,
         "kv_cache_usage_perc": 2 / 64,
+        "swap_usage_perc": 0.0,
     }
     s.on_event(done(plan, SeqResult(1, 1, True)))
     assert s.plan().pages.freed == 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from itertools import islice
 
 from jaxserve.scheduler.costs import prefill_s
 from jaxserve.scheduler.policies import register
@@ -11,6 +12,9 @@ from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.queue import Queue
 from jaxserve.scheduler.view import SeqView, View
 from jaxserve.types import Abort, Arrive, Event, Plan, SeqId, StepDone
+
+AHEAD = 4
+"""Displaced jobs whose pages are fetched before it is their turn."""
 
 
 class Job:
@@ -159,3 +163,7 @@ class SkipJoinMLFQ(Policy):
     def victims(self, view: View) -> Iterator[SeqView]:
         for level in reversed(self._residents):
             yield from reversed(level)
+
+    def residency(self, view: View, planned: Set[SeqId]) -> Iterator[SeqView]:
+        """Who will be next (FastServe's proactive upload)."""
+        return islice((seq for queue in self._queues for seq in queue if seq.preemptions), AHEAD)
