@@ -6,7 +6,7 @@ No client, no other thread: what is timed is the engine's loop. `jaxserve profil
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import Protocol
@@ -49,7 +49,7 @@ class WorkClock:
         self._slept += seconds
 
 
-CLOCKS = {"wall": WallClock, "work": WorkClock}
+CLOCKS: dict[str, Callable[[], Clock]] = {"wall": WallClock, "work": WorkClock}
 
 
 class Steps(Protocol):
