@@ -69,14 +69,18 @@ def test_kernel(op, rows, q_tokens, heads, head_dim, options, name: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("op", "rows", "q_tokens", "heads", "head_dim"),
-    [(paged_decode, 64, 1, (32, 8), 128), (paged_prefill, 8, 64, (32, 8), 128), (paged_prefill, 4, 64, (9, 3), 64)],
+    ("op", "rows", "q_tokens", "heads", "head_dim", "options"),
+    [
+        (paged_decode, 64, 1, (32, 8), 128, {}),
+        (paged_prefill, 8, 64, (32, 8), 128, {}),
+        (paged_prefill, 4, 64, (9, 3), 64, {"window": 512, "softcap": 30.0}),
+    ],
 )
-def test_mosaic_kernel(op, rows, q_tokens, heads, head_dim, tmp_path: Path) -> None:
+def test_mosaic_kernel(op, rows, q_tokens, heads, head_dim, options, tmp_path: Path) -> None:
     """Products by wgmma, pages by the bulk copy engine, no spills, no copy of the pool."""
 
     def call(q, positions, counts, pool, tables):
-        return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, backend="mosaic")
+        return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, backend="mosaic", **options)
 
     args = (
         array("bfloat16", rows, q_tokens, heads[0], head_dim),
