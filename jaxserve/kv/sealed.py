@@ -185,14 +185,11 @@ class SealedFormat(KVFormat):
         """
         count, entries = reads.open.shape
         taken = jax.tree.map(lambda x: x.at[reads.open.reshape(-1), layer].get(mode="clip")[:, None], pool)
-        empty = jax.tree.map(lambda x: jnp.zeros((count, 1, *x.shape[2:]), x.dtype), pool)
-        everything = jnp.ones((count, PAGE_TOKENS), bool)
-        own = self.open.put_pages(empty, 0, k, v, jnp.arange(count), everything)
         in_pool = jnp.arange(count * entries).reshape(count, entries)
         in_pool = jnp.where(reads.open == ABSENT, ABSENT, in_pool)
         in_pool = jnp.pad(in_pool, ((0, 0), (0, reads.places.shape[1] - entries)), constant_values=ABSENT)
         tiles = jnp.where(reads.tiles == ABSENT, ABSENT, reads.tiles + count * entries)
-        near = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), taken, own)
+        near = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), taken, self.open.pool_of(k, v))
         return near, jnp.minimum(in_pool, tiles)
 
     def _attention(self, op: Callable[..., Attended], q: jax.Array, rows: Rows, spec: AttentionSpec):

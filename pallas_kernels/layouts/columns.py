@@ -66,6 +66,9 @@ class Columns:
             k, v = (lax.bitcast_convert_type(x, self.dtype) for x in (k, v))
         return k.swapaxes(2, 3), v
 
+    def pool_of(self, k: jax.Array, v: jax.Array) -> Pool:
+        return self._pack(k).swapaxes(2, 3)[:, None], self._pack(v)[:, None]
+
     def page_shape(self, pool: Pool) -> tuple[int, int, int, int]:
         pages, _, kv_heads, page_tokens, head_dim = pool[1].shape
         return pages, kv_heads, page_tokens, head_dim

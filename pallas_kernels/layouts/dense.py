@@ -41,6 +41,9 @@ class Dense:
         kv = pool.at[pages, layer].get(mode="clip")
         return kv[:, 0], kv[:, 1]
 
+    def pool_of(self, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.stack([k, v], axis=1)[:, None]
+
     def page_shape(self, pool: jax.Array) -> tuple[int, int, int, int]:
         pages, _, _, kv_heads, page_tokens, head_dim = pool.shape
         return pages, kv_heads, page_tokens, head_dim

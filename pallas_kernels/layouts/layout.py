@@ -106,6 +106,10 @@ class FloatLayout(TokenLayout, Protocol):
         range any values."""
         ...
 
+    def pool_of(self, k: jax.Array, v: jax.Array) -> Any:
+        """A pool of one layer whose pages are k, v [n, kv_heads, page_tokens, head_dim] of `dtype`."""
+        ...
+
 
 class SealedLayout(Layout, Protocol):
     """A layout whose pages are made whole, from the 16-bit keys and values of a full page, and never change.

@@ -39,7 +39,7 @@ def paged_decode(
     pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
     group = heads // kv_heads
     m_rows = max(MIN_DOT, pl.next_power_of_2(group * q_tokens))
-    splits = splits or decode_splits(rows, kv_heads)
+    splits = splits or min(decode_splits(rows, kv_heads), tables.shape[1])
     arrays = layout.arrays(pool)
     q_parts, o_parts = layout.parts(pool)
     lists = () if places is None else (places,)
@@ -54,7 +54,8 @@ def paged_decode(
         position, count, layer = positions_ref[row], counts_ref[row], layer_ref[0]
         first, end = page_range(position, count, window, page_tokens, tables.shape[1])
         if place_refs:
-            first, end = 0, jnp.where(position >= 0, tables.shape[1], 0)
+            # Typed: the Triton lowering of jax 0.10 takes where(c, 2, 0) for a bool.
+            first, end = jnp.int32(0), jnp.where(position >= 0, jnp.int32(tables.shape[1]), jnp.int32(0))
         share = pl.cdiv(jnp.maximum(end - first, 0), splits)
         begin = first + split * share
         token = jnp.arange(m_rows) % q_tokens

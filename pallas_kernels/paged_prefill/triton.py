@@ -47,7 +47,8 @@ def paged_prefill(
         position, count, layer = positions_ref[tile], counts_ref[tile], layer_ref[0]
         first, end = page_range(position, count, window, page_tokens, tables.shape[1])
         if place_refs:
-            first, end = 0, jnp.where(position >= 0, tables.shape[1], 0)
+            # Typed: the Triton lowering of jax 0.10 takes where(c, 2, 0) for a bool.
+            first, end = jnp.int32(0), jnp.where(position >= 0, jnp.int32(tables.shape[1]), jnp.int32(0))
         token = start + jnp.arange(block)
         part = triton_walk(
             load_parts(q_ref, q_parts),

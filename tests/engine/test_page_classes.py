@@ -156,13 +156,16 @@ def test_choices_share_sealed_pages(make, caching: bool) -> None:
         assert [again["n", i].tokens for i in range(8)] == [choices["n", i].tokens for i in range(8)]
 
 
-@pytest.mark.parametrize("open_pages", [9, 20])
-def test_preemption_changes_no_bit(make, open_pages: int) -> None:
-    """Once for want of 16-bit pages, once of sealed ones."""
-    cases = prompts([150, 200, 180, 130, 170, 190], seed=5)
+@pytest.mark.parametrize(
+    ("lengths", "open_pages", "expected"),
+    [([150, 200, 180, 130, 170, 190], 9, 64), ([20, 40, 60, 30, 50, 10, 25, 45], 20, 640)],
+    ids=["sealed pages run out", "16-bit pages run out"],
+)
+def test_preemption_changes_no_bit(make, lengths: list[int], open_pages: int, expected: int) -> None:
+    cases = prompts(lengths, seed=5)
     params = {"temperature": 0.8, "seed": 5, "max_tokens": 150}
     memory = open_pages * OPEN_BYTES + 14 * SEALED_BYTES
-    tight = make(kv_cache_memory=memory, kv_expected_len=640 if open_pages > 9 else 64, enable_prefix_caching=False)
+    tight = make(kv_cache_memory=memory, kv_expected_len=expected, enable_prefix_caching=False)
     same(answers(tight, cases, **params), answers(make(), cases, salt="roomy", **params))
     assert tight.counter("num_preemptions") > 0
     assert tight.gauge("kv_cache_usage_perc") == 0

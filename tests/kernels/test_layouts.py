@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, Int8, TokenLayout
+from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, FloatLayout, Fp8, Int8, TokenLayout
 
 PAGES, LAYERS, HEADS, TOKENS, DIM = 5, 2, 3, 8, 16
 LAYOUTS = [
@@ -47,6 +47,18 @@ def test_what_was_put_is_what_is_read(layout: TokenLayout) -> None:
     expected = np.asarray(jnp.asarray(expected).astype(layout.dtype).astype(jnp.float32))
     assert np.array_equal(np.stack(read(layout, pool, 1)), expected)
     assert not np.any(read(layout, pool, 0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pages_come_back_bit_for_bit(layout: FloatLayout) -> None:
+    k, v = (
+        jnp.asarray(np.random.default_rng(i).standard_normal((3, HEADS, TOKENS, DIM))).astype(layout.dtype)
+        for i in range(2)
+    )
+    pool = layout.pool_of(k, v)
+    assert layout.page_shape(pool) == (3, HEADS, TOKENS, DIM)
+    for got, put in zip(layout.get_pages(pool, 0, jnp.array([2, 0])), (k, v), strict=True):
+        assert got.dtype == put.dtype and np.array_equal(got, put[jnp.array([2, 0])])
 
 
 @pytest.mark.parametrize("code", [Int8(), Fp8()])
