@@ -103,6 +103,7 @@ def test_kernels_know_nothing_of_the_package() -> None:
         "jaxserve.api",
         "jaxserve.text",
         "jaxserve.cli",
+        "jaxserve.eval.compare",
         "jaxserve.cli.simulate",
         "jaxserve.sim.sweep",
     ],

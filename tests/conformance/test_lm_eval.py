@@ -17,7 +17,7 @@ COMMAND = os.environ.get("JAXSERVE_LM_EVAL")
 TASKS = Path(__file__).parent / "lm_eval"
 ROWS = [
     {
-        "context": "The code of the red lamp is 7305. The code of the blue box is 4821. Which code has the red lamp?",
+        "context": "The code of the red lamp is 7305. The code of the box is 4821. What is the code of the red lamp?",
         "choices": ["7305", "4821"],
         "answer": 0,
         "sentence": "The code of the red lamp is 7305.",

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from jaxserve.cli import main
+from jaxserve.eval.compare import read_contestants
+from jaxserve.eval.options import EvalConfig
 from jaxserve.eval.stats import mean_interval, paired_interval
 
 
@@ -39,6 +41,13 @@ def test_intervals_repeat_and_cover() -> None:
     assert sum(one.low <= 0.7 <= one.high for one in draws) >= 85
     with pytest.raises(ValueError, match="no scores"):
         mean_interval([], [])
+
+
+def test_the_presets_can_be_compared() -> None:
+    files = sorted((Path(__file__).parents[2] / "configs" / "eval").glob("*.yaml"))
+    found = read_contestants(EvalConfig(), files)
+    assert {"dense", "bf16"} <= set(found)
+    assert len({config.engine for config in found.values()}) == len(files)
 
 
 def test_two_configurations_on_the_same_items(
