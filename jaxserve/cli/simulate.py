@@ -14,7 +14,7 @@ from typing import Any
 from jaxserve.cli.parser import Parser
 from jaxserve.config import ConfigError, human_int
 from jaxserve.sim import traces
-from jaxserve.sim.machine import PUBLISHED_KV_TOKENS, Machine, published
+from jaxserve.sim.machine import HOST_OPTIONS, OPTIONS, PUBLISHED_KV_TOKENS, SHAPE_OPTIONS, Machine, published
 from jaxserve.sim.metrics import SLO, interval
 from jaxserve.sim.profile import read_profile
 from jaxserve.sim.report import aligned, as_json, estimate, number, table
@@ -91,7 +91,7 @@ def parser() -> Parser:
         default="fcfs,sarathi,mlfq",
         metavar="NAME,...",
         help="Scheduling policies; name:key=value:... gives parameters of the policy, or "
-        "max_num_seqs, max_num_batched_tokens, enable_prefix_caching, pin_share, pin_ttl_s. "
+        "" + ", ".join(OPTIONS) + ". "
         "Default: fcfs,sarathi,mlfq.",
     )
     what.add_argument(
@@ -113,6 +113,12 @@ def parser() -> Parser:
     )
     what.add_argument(
         "--kv-tokens", type=human_int, metavar="N", help=f"Size of the KV cache. Default: {PUBLISHED_KV_TOKENS:,}."
+    )
+    what.add_argument(
+        "--host-kv-tokens", type=human_int, metavar="N", help="Host memory to swap to, in tokens. Default: none."
+    )
+    what.add_argument(
+        "--host-link-gbps", type=float, metavar="G", help="Rate of copies to and from it, GB/s. Default: 24."
     )
     result = made.add_argument_group("result")
     result.add_argument(
@@ -215,7 +221,13 @@ def _max_tokens(text: str, trace: Trace) -> int | None:
 
 
 def _machine(args: argparse.Namespace, trace: Trace) -> Machine:
-    options = {name: getattr(args, name) for name in ("max_num_seqs", "max_num_batched_tokens")}
+    host = {name: getattr(args, name) for name in HOST_OPTIONS if getattr(args, name) is not None}
+    machine = _bare_machine(args, trace)
+    return machine.with_options(**host) if host else machine
+
+
+def _bare_machine(args: argparse.Namespace, trace: Trace) -> Machine:
+    options = {name: getattr(args, name) for name in SHAPE_OPTIONS}
     given = {name: value for name, value in options.items() if value is not None}
     if args.cost == "published":
         kv_tokens = args.kv_tokens or PUBLISHED_KV_TOKENS

@@ -20,6 +20,9 @@ PUBLISHED_BYTES_PER_TOKEN = 819_200
 
 SHAPE_OPTIONS = ("max_num_seqs", "max_num_batched_tokens")
 LIMIT_OPTIONS = ("enable_prefix_caching", "pin_share", "pin_ttl_s")
+HOST_OPTIONS = ("host_kv_tokens", "host_link_gbps")
+"""Host memory to swap to, in tokens of each pool, and the rate of copies to and from it, in GB/s a direction."""
+OPTIONS = (*SHAPE_OPTIONS, *LIMIT_OPTIONS, *HOST_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Machine:
         return replace(self, groups=groups)
 
     def with_options(self, **options: Any) -> Machine:
-        """The same machine with other engine options, by the names in SHAPE_OPTIONS and LIMIT_OPTIONS.
+        """The same machine with other engine options, by the names in OPTIONS.
 
         Raises:
             ConfigError, ValueError: an option that contradicts another.
@@ -64,8 +67,14 @@ class Machine:
             if not isinstance(self.cost, Published):
                 raise ValueError(f"{self.name} holds for the shapes it was taken with: profile with {options}")
             shape = EngineShape.of(EngineConfig.of(**asked), shape.max_len, on_gpu=True)
-        kept = {name: getattr(self.limits, name) for name in ("lag", "watermark", *LIMIT_OPTIONS)}
-        changed = {name: options[name] for name in LIMIT_OPTIONS if name in options}
+        names = ("lag", "watermark", "host_pages", "host_link_bytes_s", *LIMIT_OPTIONS)
+        kept: dict[str, Any] = {name: getattr(self.limits, name) for name in names}
+        changed: dict[str, Any] = {name: options[name] for name in LIMIT_OPTIONS if name in options}
+        if "host_kv_tokens" in options:
+            pools = sum(len(group.classes) for group in self.groups)
+            changed["host_pages"] = (int(options["host_kv_tokens"]) // PAGE_TOKENS,) * pools
+        if "host_link_gbps" in options:
+            changed["host_link_bytes_s"] = 1e9 * options["host_link_gbps"]
         return replace(self, shape=shape, limits=Limits(**shape.bounds, **kept | changed))
 
 

@@ -22,6 +22,8 @@ from jaxserve.types import (
     Abort,
     Arrive,
     CostUpdate,
+    Move,
+    MoveDone,
     Plan,
     SeqId,
     SeqResult,
@@ -31,6 +33,9 @@ from jaxserve.types import (
 
 SHORTEST_NAP_S = 1e-4
 """A policy that wants to be asked again at once is asked that much later: virtual time must pass."""
+
+MOVE_S = 2e-5
+"""What a gathered copy takes before its first byte is sent."""
 
 
 class Call:
@@ -109,11 +114,13 @@ class Replica:
         self.steps = 0
         self.busy_s = 0.0
         self._agenda = agenda
-        self._inbox: deque[Call | SeqId] = deque()
+        self._inbox: deque[Call | SeqId | Move] = deque()
         self._turns: dict[str, Call] = {}
         """The last turn that ended here, by program."""
         self._asleep = True
         self._naps = 0
+        self._link_free: dict[str, float] = {}
+        """When the link to host memory is free again, by direction."""
         self._finished = finished
         self._sample_every = sample_every
         self._sampled = -math.inf
@@ -138,7 +145,7 @@ class Replica:
         """The client of a call has gone. Nothing happens if the call has ended."""
         self._put(seq)
 
-    def _put(self, item: Call | SeqId) -> None:
+    def _put(self, item: Call | SeqId | Move) -> None:
         self._inbox.append(item)
         if self._asleep:
             self._asleep = False
@@ -156,6 +163,8 @@ class Replica:
         self.scheduler.on_event(Tick(now=now))
         plan = self.scheduler.plan()
         before, self._in_flight = self._in_flight, None
+        for move in plan.moves:
+            self._start(move, now)
         if plan.has_work:
             self._in_flight = self._launch(plan, now)
         if now - self._sampled >= self._sample_every:
@@ -189,6 +198,8 @@ class Replica:
             if isinstance(item, Call):
                 self.calls[item.seq] = item
                 self.scheduler.on_event(self._arrive(item, now))
+            elif isinstance(item, Move):
+                self.scheduler.on_event(MoveDone(now=now, move=item.id))
             elif item in self.calls:
                 self.scheduler.on_event(Abort(now=now, seq=item))
                 self._end(self.calls[item], now, aborted=True)
@@ -218,6 +229,19 @@ class Replica:
             else:
                 self._turns[call.arrive.program] = call
         self._finished(call)
+
+    # Moves
+
+    def _start(self, move: Move, now: float) -> None:
+        """Moves of one direction follow each other on the link; both directions go on beside steps."""
+        size = len(move.pages) * self.machine.groups[move.group].classes[move.cls].bytes
+        begin = max(now, self._link_free.get(move.kind, 0.0))
+        end = begin + MOVE_S + size / self.machine.limits.host_link_bytes_s
+        self._link_free[move.kind] = end
+        self._agenda.at(end, partial(self._moved, move))
+
+    def _moved(self, move: Move, now: float) -> None:
+        self._put(move)
 
     # A step
 

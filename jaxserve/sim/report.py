@@ -19,6 +19,7 @@ COLUMNS = {
     "slo_attainment": "SLO met",
     "goodput_per_s": "goodput/s",
     "preemptions": "preempted",
+    "swap_out_bytes": "swapped B",
     "prefix_hit_share": "prefix hits",
 }
 SHARES = ("slo_attainment", "prefix_hit_share")

@@ -19,6 +19,19 @@ from jaxserve.sim.replica import Call, Replica, Sample
 from jaxserve.sim.workload import Job, Trace
 from jaxserve.types import Arrive
 
+COUNTERS = (
+    "prefill_tokens",
+    "prefill_padding_tokens",
+    "decode_rows",
+    "program_tokens_reused",
+    "policy_errors",
+    "swap_out_bytes",
+    "swap_in_bytes",
+    "swap_out_moves",
+    "swap_in_moves",
+)
+"""Of each replica's scheduler; their sums are in a run's totals."""
+
 
 class Stuck(RuntimeError):
     """A policy holds sequences back for ever."""
@@ -114,9 +127,8 @@ class Simulation:
         )
 
     def _totals(self) -> dict[str, float]:
-        names = ("prefill_tokens", "prefill_padding_tokens", "decode_rows", "program_tokens_reused", "policy_errors")
         totals: dict[str, float] = {"steps": sum(replica.steps for replica in self._replicas)}
-        for name in names:
+        for name in COUNTERS:
             totals[name] = sum(replica.scheduler.counters[name] for replica in self._replicas)
         return totals
 

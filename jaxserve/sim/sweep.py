@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxserve.scheduler import Policy, make_policy
 from jaxserve.sim.dispatch import make_dispatch
-from jaxserve.sim.machine import LIMIT_OPTIONS, SHAPE_OPTIONS, Machine
+from jaxserve.sim.machine import OPTIONS, Machine
 from jaxserve.sim.metrics import SLO, across, figures, job_times
 from jaxserve.sim.replica import Sample
 from jaxserve.sim.simulation import Simulated, Simulation
@@ -36,8 +36,8 @@ class PolicySpec:
 
     @classmethod
     def parse(cls, text: str) -> PolicySpec:
-        """`name`, or `name:key=value:...`; keys are parameters of the policy or engine options (SHAPE_OPTIONS and
-        LIMIT_OPTIONS in machine.py).
+        """`name`, or `name:key=value:...`; keys are parameters of the policy or engine options (OPTIONS in
+        machine.py).
 
         Raises:
             ValueError: it cannot be read, or there is no such policy or parameter.
@@ -49,7 +49,7 @@ class PolicySpec:
             if not equals:
                 raise ValueError(f"{text!r}: {part!r} is not key=value")
             params[key] = _value(value)
-        options = {key: params.pop(key) for key in (*SHAPE_OPTIONS, *LIMIT_OPTIONS) if key in params}
+        options = {key: params.pop(key) for key in OPTIONS if key in params}
         spec = cls(text, name, params, options)
         spec.make()
         return spec

@@ -13,7 +13,14 @@ from jaxserve.sim.workload import Job, Trace, Turn
 STEP_S = 0.01
 
 
-def machine(kv_tokens: int = 64 * 64, max_num_seqs: int = 4, tiles: int = 4, lag: int = 1, **cost: float) -> Machine:
+def machine(
+    kv_tokens: int = 64 * 64,
+    max_num_seqs: int = 4,
+    tiles: int = 4,
+    lag: int = 1,
+    host_kv_tokens: int = 0,
+    **cost: float,
+) -> Machine:
     """Every step takes 10 ms, unless `cost` changes terms of the published model."""
     small = published(
         max_model_len=min(kv_tokens, 1024),
@@ -30,7 +37,8 @@ def machine(kv_tokens: int = 64 * 64, max_num_seqs: int = 4, tiles: int = 4, lag
         "decode_context_ms": 0.0,
         **cost,
     }
-    return replace(small, cost=Published(**terms), limits=structs.replace(small.limits, lag=lag))
+    made = replace(small, cost=Published(**terms), limits=structs.replace(small.limits, lag=lag))
+    return made.with_options(host_kv_tokens=host_kv_tokens) if host_kv_tokens else made
 
 
 def jobs(*each: tuple[float, int, int], **fields: object) -> Trace:

@@ -22,15 +22,16 @@ def simulate(trace: Trace, policy: str, record: BytesIO | None = None, **options
     return Simulation(trace, machine(**options), lambda: make_policy(policy), max_tokens=200, records=records).run()
 
 
+@pytest.mark.parametrize("host_kv_tokens", [0, 64 * 64])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_recorded_run_replays_to_the_same_plans(policy: str):
+def test_a_recorded_run_replays_to_the_same_plans(policy: str, host_kv_tokens: int):
     """Sessions with shared prefixes and tools, and pages for a fraction of them: cache hits, preemptions, aborts."""
     spec = (
         "agents:jobs=12,prompt=uniform/20/150,output=uniform/5/60,turns=uniform/1/4,prefix=130,failures=0.1,think_s=0.1"
     )
     trace = sample(traces.load(spec), 12, 30.0, 1, poisson)
     record = BytesIO()
-    run = simulate(trace, policy, record, kv_tokens=20 * 64)
+    run = simulate(trace, policy, record, kv_tokens=20 * 64, host_kv_tokens=host_kv_tokens)
     assert sum(1 for _ in replay(record.getvalue())) >= run.steps > 50
     assert sum(one.cached for one in run.served) > 0
 
@@ -47,8 +48,13 @@ job = st.builds(
 
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(each=st.lists(job, min_size=1, max_size=10), slots=st.integers(1, 4), pages=st.integers(10, 30))
-def test_every_request_finishes_and_tokens_are_conserved(policy: str, each: list, slots: int, pages: int):
+@given(
+    each=st.lists(job, min_size=1, max_size=10),
+    slots=st.integers(1, 4),
+    pages=st.integers(10, 30),
+    host=st.sampled_from([0, 5, 50]),
+)
+def test_every_request_finishes_and_tokens_are_conserved(policy: str, each: list, slots: int, pages: int, host: int):
     now, made = 0.0, []
     for gap, turns, priority, tenant, patience in each:
         now += gap
@@ -61,7 +67,9 @@ def test_every_request_finishes_and_tokens_are_conserved(policy: str, each: list
                 patience_s=patience,
             )
         )
-    run = simulate(Trace("random", tuple(made)), policy, kv_tokens=pages * 64, max_num_seqs=slots)
+    run = simulate(
+        Trace("random", tuple(made)), policy, kv_tokens=pages * 64, max_num_seqs=slots, host_kv_tokens=host * 64
+    )
     assert run.refused == 0
     assert run.totals["policy_errors"] == 0
     for one in run.served:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from jaxserve.scheduler import make_policy
+from jaxserve.sim.machine import PUBLISHED_BYTES_PER_TOKEN
 from jaxserve.sim.simulation import Simulated, Simulation
 from jaxserve.sim.workload import OPEN_END, Job, Trace, Turn
 from tests.sim.machines import jobs, machine
@@ -55,6 +56,18 @@ def test_memory_pressure_preempts_and_recomputes():
     assert run.served[1].preemptions >= 1
     assert run.served[1].recomputed > 64
     assert run.served[0].preemptions == 0
+
+
+def test_what_is_swapped_out_comes_back_instead_of_being_computed_again():
+    pressure = jobs((0, 64, 300), (0, 64, 300))
+    costs = {"prefill_token_ms": 1.0}  # dear enough that copying pays
+    computed = simulate(pressure, kv_tokens=8 * 64, **costs)
+    swapped = simulate(pressure, kv_tokens=8 * 64, host_kv_tokens=64 * 64, **costs)
+    assert [one.output for one in swapped.served] == [300, 300]
+    assert swapped.totals["swap_in_bytes"] > 0
+    assert 0 < swapped.totals["swap_out_moves"] < swapped.totals["swap_out_bytes"] / (64 * PUBLISHED_BYTES_PER_TOKEN)
+    assert sum(one.recomputed for one in swapped.served) < sum(one.recomputed for one in computed.served)
+    assert swapped.served[1].finish < computed.served[1].finish
 
 
 def test_equal_blocks_are_found_again_and_others_are_not():
