@@ -372,6 +372,19 @@ def test_urgency_displaces_only_who_has_time_for_who_has_none():
     assert admitted(driver) == [1, 3, 2, 1]
 
 
+# auto
+
+
+@pytest.mark.parametrize(("lengths", "choice"), [((20, 22, 25), "sarathi"), ((2, 2, 2, 2, 2, 2, 2, 2, 100), "mlfq")])
+def test_auto_goes_by_the_spread_of_answers(lengths, choice):
+    driver = Driver(make_policy("auto"), limits_of(max_num_seqs=4))
+    for seq in range(90):
+        driver.arrive(seq, 10, max_new=lengths[seq % len(lengths)])
+    driver.run()
+    assert driver.scheduler.policy.choice == choice
+    assert not driver.scheduler.counters["policy_errors"]
+
+
 # slora
 
 
