@@ -151,9 +151,10 @@ class SchedulerOptions:
         "sarathi",
         "Who computes next: sarathi (chunked prefill beside decodes), fcfs (prefill first), static (request-level "
         "batches), priority (by the request's `priority`, lower first), fairness (equal shares for tenants), mlfq "
-        "(short jobs first, without knowing which are short), urgency (by `deadline_s`), continuum (agents: programs "
-        "in order, pins for as long as tools take), batchllm (offline: requests that share a prefix together), srpt (a "
-        "bound for simulations); slora+NAME admits only what will fit to its end, prepacking+NAME fills tile buckets. "
+        "(short jobs first, without knowing which are short), auto (sarathi or mlfq, by how the lengths of answers "
+        "spread), urgency (by `deadline_s`), continuum (agents: programs in order, pins for as long as tools take), "
+        "batchllm (offline: requests that share a prefix together), srpt (a bound for simulations); slora+NAME admits "
+        "only what will fit to its end, prepacking+NAME fills tile buckets. "
         "docs/techniques has a page on each.",
     )
     scheduling_params: tuple[str, ...] = option(

@@ -52,6 +52,7 @@ def make(name: str, **params: Any) -> Policy:
 
 
 for _module in (
+    "auto",
     "batchllm",
     "continuum",
     "fairness",

@@ -11,19 +11,21 @@ from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.queue import Queue
 from jaxserve.scheduler.view import SeqView, View
-from jaxserve.types import Abort, Arrive, Event, Plan, SeqId, StepDone
+from jaxserve.types import PAGE_TOKENS, Abort, Arrive, Event, Plan, SeqId, StepDone
 
 AHEAD = 4
 """Displaced jobs whose pages are fetched before it is their turn."""
 
 
 class Job:
-    """`used`: seconds of service at this level; `ran`: when it last computed something."""
+    """`used`: seconds of service at this level; `ran`: when it last computed something; `tokens`: what it holds, or
+    would hold if nothing had been taken from it, since it was first admitted."""
 
-    __slots__ = ("level", "ran", "used")
+    __slots__ = ("level", "ran", "tokens", "used")
 
     def __init__(self, level: int, now: float) -> None:
         self.level = level
+        self.tokens = 0
         self.used = 0.0
         self.ran = now
 
@@ -49,15 +51,21 @@ class SkipJoinMLFQ(Policy):
         ratio: float = 2.0,
         starve_s: float = 3.0,
         check_every: int = 1000,
+        full: float = 0.9,
     ) -> None:
         self.levels = levels
         self.first_quantum_s = first_quantum_s
         self.ratio = ratio
         self.starve_s = starve_s
         self.check_every = check_every
+        self.full = full
+        self._tokens = 0
+        """Of all jobs that have been started and have not ended."""
         self._quanta = [first_quantum_s * ratio**level for level in range(levels)]
         self._jobs: dict[SeqId, Job] = {}
         self._queues = [Queue() for _ in range(levels)]
+        """Displaced jobs by level."""
+        self._new = [Queue() for _ in range(levels)]
         self._steps: deque[tuple[int, list[SeqId]]] = deque()
         """Who takes part in the steps whose end has not been reported."""
         self._residents: list[list[SeqView]] = []
@@ -74,6 +82,10 @@ class SkipJoinMLFQ(Policy):
         if isinstance(event, StepDone):
             self._charge(event, view)
             for result in event.results:
+                job = self._jobs.get(result.seq)
+                if job is not None:
+                    job.tokens += result.tokens
+                    self._tokens += result.tokens
                 if result.finished:
                     self._forget(result.seq)
         elif isinstance(event, Arrive):
@@ -89,7 +101,12 @@ class SkipJoinMLFQ(Policy):
 
     def on_plan(self, plan: Plan, view: View) -> None:
         for admit in plan.admits:
-            self._queues[self._jobs[admit.seq].level].discard(admit.seq)
+            seq, job = view.get(admit.seq), self._jobs[admit.seq]
+            if not job.tokens and seq is not None:
+                job.tokens = seq.known
+                self._tokens += seq.known
+                self._new[job.level].discard(admit.seq)
+            self._queues[job.level].discard(admit.seq)
         for preempted in plan.preempted:
             seq = view.get(preempted)
             if seq is not None:
@@ -116,15 +133,16 @@ class SkipJoinMLFQ(Policy):
             self._lift_the_starved(view)
 
     def _lift_the_starved(self, view: View) -> None:
-        starved = [seq for queue in self._queues[1:] for seq in queue]
+        starved = [seq for queue in self._queues[1:] + self._new[1:] for seq in queue]
         for seq in starved:
             job = self._jobs[seq.id]
             if view.now - job.ran >= self.starve_s:
                 self._move(seq.id, job, 0, view)
 
     def _move(self, seq: SeqId, job: Job, level: int, view: View) -> None:
-        waiting = seq in self._queues[job.level]
-        self._queues[job.level].discard(seq)
+        queue = self._queue(job)
+        waiting = seq in queue
+        queue.discard(seq)
         job.level, job.used = level, 0.0
         known = view.get(seq)
         if waiting and known is not None:
@@ -132,12 +150,16 @@ class SkipJoinMLFQ(Policy):
 
     def _wait(self, seq: SeqView, front: bool) -> None:
         self._stamp += 1
-        self._queues[self._jobs[seq.id].level].add(seq, -self._stamp if front else self._stamp)
+        self._queue(self._jobs[seq.id]).add(seq, -self._stamp if front else self._stamp)
+
+    def _queue(self, job: Job) -> Queue:
+        return (self._queues if job.tokens else self._new)[job.level]
 
     def _forget(self, seq: SeqId) -> None:
         job = self._jobs.pop(seq, None)
         if job is not None:
-            self._queues[job.level].discard(seq)
+            self._queue(job).discard(seq)
+            self._tokens -= job.tokens
 
     # Answers
 
@@ -146,14 +168,29 @@ class SkipJoinMLFQ(Policy):
         residents = self._residents = [[] for _ in range(self.levels)]
         for seq in view.residents():
             residents[jobs[seq.id].level].append(seq)
-        for level, queue in enumerate(self._queues):
+        room = self._room(view)
+        for level in range(self.levels):
             yield from residents[level]
-            if view.admitting:
-                for seq in queue:
-                    if not view.admitting:
-                        break
-                    if seq.ready:
-                        yield seq
+            for seq in self._queues[level]:
+                if not view.admitting:
+                    break
+                if seq.ready:
+                    yield seq
+            for seq in self._new[level]:
+                if not view.admitting or seq.known > room:
+                    break
+                if seq.ready:
+                    yield seq
+                    room -= seq.known if seq.resident else 0
+
+    def _room(self, view: View) -> float:
+        """Tokens of new jobs that may be started; any, when nothing else is there."""
+        host = iter(view.limits.host_pages)
+        pools = [[kind.pages + next(host, 0) for kind in group.classes] for group in view.groups]
+        least = min((max(pages) for pages, g in zip(pools, view.groups, strict=True) if g.window is None), default=0)
+        if not least or not self._tokens:
+            return float("inf")
+        return self.full * least * PAGE_TOKENS - self._tokens
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         mine, other = self._jobs[want.id].level, self._jobs[victim.id].level

@@ -1,0 +1,150 @@
+"""What scheduling policies gain: the engine's own scheduler in virtual time, on an A100's published cost.
+
+    python benchmarks/policies.py heavy-tail light-tail agents offline fairness    # all of them: about ten minutes
+    python benchmarks/policies.py heavy-tail --seeds 2 --requests 500              # a quick look
+
+Every case compares policies on the same arrivals and prints ratios to `fcfs` (above 1 is better) with 95 % intervals
+over seeds. Load 1.0 is the machine's capacity for the trace under sarathi.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+
+from jaxserve.sim import traces
+from jaxserve.sim.machine import published
+from jaxserve.sim.sweep import PolicySpec, Setting, capacity, sweep
+from jaxserve.sim.workload import Job, Trace, sample
+
+T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+"""Student's t for a mean of so many values."""
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half width of its 95 % interval."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ±{T95.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values)):.2f}"
+
+
+def against_fcfs(
+    trace: Trace, slots: int, names: Sequence[str], loads: Sequence[float], args: argparse.Namespace
+) -> None:
+    """Mean and p99 of job times, as ratios to fcfs seed by seed."""
+    setting = Setting(
+        trace=trace,
+        machine=published(max_num_seqs=slots),
+        jobs=args.requests,
+        arrivals="poisson",
+        max_tokens=max(turn.output for turn in trace.turns),
+    )
+    unit = capacity(setting)
+    specs = [PolicySpec.parse(name) for name in ("fcfs", *names)]
+    print(f"{trace.name}: {slots} slots, {args.requests} jobs, {args.seeds} seeds, load 1.0 is {unit:.2f} jobs/s")
+    print(f"{'load':>5} {'policy':12} {'mean JCT s':>16} {'gain in mean':>14} {'gain in p99':>14} {'preempted':>12}")
+    for load in loads:
+        base: Sequence[dict[str, float]] = ()
+        for cell in sweep(setting, specs, [load], args.seeds, unit):
+            base = base or cell.runs
+            gains = [
+                [one[name] / other[name] for one, other in zip(base, cell.runs, strict=True)]
+                for name in ("jct_mean_s", "jct_p99_s")
+            ]
+            mean = interval([run["jct_mean_s"] for run in cell.runs])
+            preempted = interval([run.get("preemptions", 0.0) for run in cell.runs])
+            mean_gain, p99_gain = map(interval, gains)
+            print(f"{load:5} {cell.policy:12} {mean:>16} {mean_gain:>14} {p99_gain:>14} {preempted:>12}")
+
+
+def heavy_tail(args: argparse.Namespace) -> None:
+    against_fcfs(traces.load("heavy-tail"), 16, ("sarathi", "mlfq", "srpt"), (0.5, 0.8, 1.0, 1.2), args)
+
+
+def light_tail(args: argparse.Namespace) -> None:
+    against_fcfs(traces.load("azure-conv"), 16, ("sarathi", "mlfq"), (0.5, 0.8, 1.0, 1.2), args)
+
+
+def agents(args: argparse.Namespace) -> None:
+    few = argparse.Namespace(**{**vars(args), "requests": max(20, args.requests // 8)})
+    against_fcfs(traces.load("agents"), 64, ("sarathi", "continuum"), (0.5, 0.8, 1.0, 1.2), few)
+
+
+def offline(args: argparse.Namespace) -> None:
+    """A job that is all there at once: time to its end, and prompt tokens computed."""
+    trace = traces.load("shared-prefix")
+    print(f"{trace.name}: {len(trace.jobs)} requests, all at once")
+    print(f"{'policy':12} {'makespan s':>12} {'prefilled':>12} {'saved':>8} {'of what the tree saves':>24}")
+    prompts = sum(job.turns[0].prompt for job in trace.jobs)
+    optimum = 0
+    for name in ("batchllm", "fcfs", "sarathi"):
+        setting = Setting(trace=trace, machine=published(), jobs=len(trace.jobs), arrivals="poisson")
+        spec = PolicySpec.parse(name)
+        simulation = setting.simulation(spec, sample(trace, len(trace.jobs), 1e6, 0, lambda draw: 0.0))
+        run = simulation.run()
+        if name == "batchllm":
+            policy = simulation._replicas[0].scheduler.policy
+            optimum = policy.optimum  # type: ignore[attr-defined]
+        saved = prompts - run.totals["prefill_tokens"]
+        share = saved / (prompts - optimum)
+        end = max(one.finish for one in run.served)
+        print(f"{name:12} {end:12.1f} {run.totals['prefill_tokens']:12.0f} {saved / prompts:8.1%} {share:24.3f}")
+
+
+def fairness(args: argparse.Namespace) -> None:
+    """One tenant floods the engine, another asks for a little more than half of it: what it gets."""
+    trace = traces.load("azure-conv")
+    machine = published(max_num_seqs=16)
+    setting = Setting(trace=trace, machine=machine, jobs=args.requests, arrivals="poisson")
+    unit = capacity(setting)
+    print(f"{trace.name}: 'flood' sends three times the capacity, 'calm' 0.6 of it; {args.seeds} seeds")
+    print(f"{'policy':12} {'share of calm':>16} {'mean JCT of calm s':>20}")
+    for name in ("fcfs", "sarathi", "fairness"):
+        shares, times = [], []
+        for seed in range(args.seeds):
+            flood = sample(trace, args.requests, 3 * unit, seed, lambda draw: draw.expovariate(1.0))
+            calm = sample(trace, args.requests // 5, 0.6 * unit, seed + 100, lambda draw: draw.expovariate(1.0))
+            jobs = [*_of(flood, "flood"), *_of(calm, "calm")]
+            mixed = Trace("mixed", tuple(sorted(jobs, key=lambda job: job.arrival)))
+            run = setting.simulation(PolicySpec.parse(name), mixed).run()
+            end = min(max(job.arrival for job in jobs if job.tenant == tenant) for tenant in ("flood", "calm"))
+            given = {"flood": 0.0, "calm": 0.0}
+            for one in run.served:
+                if one.finish <= end:
+                    given[one.tenant] += one.prompt + 2 * one.output
+            shares.append(given["calm"] / sum(given.values()))
+            times.append(statistics.fmean(one.finish - one.arrival for one in run.served if one.tenant == "calm"))
+        print(f"{name:12} {interval(shares):>16} {interval(times):>20}")
+
+
+def _of(trace: Trace, tenant: str) -> list[Job]:
+    import msgspec
+
+    return [msgspec.structs.replace(job, tenant=tenant) for job in trace.jobs]
+
+
+CASES = {
+    "heavy-tail": heavy_tail,
+    "light-tail": light_tail,
+    "agents": agents,
+    "offline": offline,
+    "fairness": fairness,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=list(CASES), choices=list(CASES), help="Default: all.")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=2000)
+    args = parser.parse_args()
+    for case in args.cases:
+        CASES[case](args)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
