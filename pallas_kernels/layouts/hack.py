@@ -125,7 +125,7 @@ class HackFolded(_Hack):
 
 
 class PreparedQ(NamedTuple):
-    """q in 8 bits, one scale for each partition: codes float32 [rows, kv_heads, m, head_dim], the rest
+    """q in 8 bits, one scale for each partition: codes int8 [rows, kv_heads, m, head_dim], the rest float32
     [rows, kv_heads, m, head_dim / group]."""
 
     codes: jax.Array
@@ -183,5 +183,5 @@ def hack(bits: int, form: Literal["F", "P"] = "F", group: int = 64) -> HackFolde
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b^T of integers held as float32, exact: [.., m, n], [.., s, n] -> [.., m, s]."""
-    return jnp.einsum("rhmn,rhsn->rhms", a, b, precision="highest")
+    """a b^T of integers, int8 and float32, exact: [.., m, n], [.., s, n] -> [.., m, s]."""
+    return jnp.einsum("rhmn,rhsn->rhms", a.astype(jnp.float32), b, precision="highest")

@@ -136,11 +136,16 @@ class PackedRefs:
         return packed, Field(self.bits, first)
 
     def product(self, a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
-        """sum_i a[i] b[i]^T, float32, with signed codes b: a[i] integers [m, n], b[i] int8 [s, n] as `k_int8` says."""
+        """sum_i a[i] b[i]^T of int8 [m, n] and [s, n], as float32. With b from `k_int8` or `v_int8` it is 1 / `unit`
+        times the product with the codes."""
         total = jnp.zeros((a[0].shape[0], b[0].shape[0]), jnp.int32)
         for x, y in zip(a, b, strict=True):
-            total += dot(x.astype(jnp.int8), y.T)
-        return total.astype(jnp.float32) * (1.0 / (1 << (8 - self.bits)))
+            total += dot(x, y.T)
+        return total.astype(jnp.float32)
+
+    @property
+    def unit(self) -> float:
+        return 1.0 / (1 << (8 - self.bits))
 
     def k_int8(self, page: jax.Array, block: int) -> jax.Array:
         return to_int8(*self.k_bytes(page, block), interpret=self.interpret)
@@ -221,7 +226,7 @@ class HackFoldedPages:
             folded = [part * x.channel_scale("k", page, block) for part, block in zip(wide, blocks, strict=True)]
             codes, scale, center = quantize8(*folded)
             product = x.product(codes, [x.k_int8(page, block) for block in blocks])
-            s += scale * product + center * x.k_sum(page, partition)
+            s += (scale * x.unit) * product + center * x.k_sum(page, partition)
             for part, block in zip(wide, blocks, strict=True):
                 shift += jnp.sum(part * x.channel_mid("k", page, block), axis=1, keepdims=True)
         return s + shift
@@ -234,12 +239,12 @@ class HackFoldedPages:
             shift = jnp.sum(p * x.token_mid("v", page, partition), axis=1, keepdims=True)
             for block in x.v_blocks(partition):
                 product = x.product(codes, [x.v_int8(page, block)])
-                out.append(scale * product + (center * x.v_sum(page, block) + shift))
+                out.append((scale * x.unit) * product + (center * x.v_sum(page, block) + shift))
         return tuple(out)
 
 
 class PartitionedQ(NamedTuple):
-    """One partition of q in 8 bits: int8 codes by block, the rest float32 [m, 1]."""
+    """One partition of q in 8 bits: int8 codes by block, the rest float32 [m, 1]; `scale` includes `unit`."""
 
     codes: tuple[jax.Array, ...]
     scale: jax.Array
@@ -259,7 +264,7 @@ class HackPartitionedPages:
             wide = [q[block].astype(jnp.float32) for block in self.page.k_blocks(partition)]
             codes, scale, center = quantize8(*wide)
             total = functools.reduce(jnp.add, [jnp.sum(part, axis=1, keepdims=True) for part in wide])
-            made.append(PartitionedQ(tuple(c.astype(jnp.int8) for c in codes), scale, center, total))
+            made.append(PartitionedQ(codes, scale * self.page.unit, center, total))
         return tuple(made)
 
     def scores(self, q: tuple[PartitionedQ, ...], page: jax.Array) -> jax.Array:
@@ -278,6 +283,6 @@ class HackPartitionedPages:
         out = []
         for partition in x.partitions:
             for block in x.v_blocks(partition):
-                product = scale * x.product(codes, [x.v_int8(page, block)]) + center * x.v_sum(page, block)
+                product = (scale * x.unit) * x.product(codes, [x.v_int8(page, block)]) + center * x.v_sum(page, block)
                 out.append(x.channel_scale("v", page, block) * product + x.channel_mid("v", page, block) * total)
         return tuple(out)

@@ -19,6 +19,9 @@ BITS = (2, 4, 8)
 LARGEST = 2.0**126
 """Values beyond are cut to it, so that no code stands for infinity: a masked row computes 0 * value."""
 
+ROUNDER = 1.5 * 2**23
+"""Added to a small float32 it leaves the nearest integer in the lowest bits."""
+
 TINY = 1e-30
 """A range below this counts as none: its reciprocal would leave float32."""
 
@@ -68,7 +71,7 @@ def to_bits(x: jax.Array) -> jax.Array:
 
 def from_bits(x: jax.Array) -> jax.Array:
     """The inverse of `to_bits`, as float32."""
-    return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+    return lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)
 
 
 def half(bits: int) -> int:
@@ -80,8 +83,8 @@ def half(bits: int) -> int:
 def quantize8(*parts: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
     """float32 vectors [..., n], given as arrays side by side along n, to 8 bits: one scale for each vector.
 
-    Returns the codes of each array, integers in [-128, 127] as float32, then `scale` and `center` [..., 1]: x is about
-    scale * codes + center, exactly so where a vector is constant. Runs inside kernels and outside.
+    Returns the codes of each array, int8, then `scale` and `center` [..., 1]: x is about scale * codes + center,
+    exactly so where a vector is constant. Runs inside kernels and outside.
     """
     low = functools.reduce(jnp.minimum, [jnp.min(x, axis=-1, keepdims=True) for x in parts])
     high = functools.reduce(jnp.maximum, [jnp.max(x, axis=-1, keepdims=True) for x in parts])
@@ -89,5 +92,7 @@ def quantize8(*parts: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array, jax.
     flat = spread < TINY
     inverse = jnp.where(flat, 0.0, 255.0 / jnp.where(flat, 1.0, spread))
     scale = jnp.where(flat, 0.0, spread * (1 / 255))
-    codes = tuple(jnp.floor((x - low) * inverse + 0.5) - 128.0 for x in parts)
+    # The lowest byte is the code, for one operation instead of six.
+    near = ((x - low) * inverse + (ROUNDER - 128.0) for x in parts)
+    codes = tuple(lax.bitcast_convert_type(x, jnp.int32).astype(jnp.int8) for x in near)
     return codes, scale, low + 128.0 * scale
