@@ -52,3 +52,19 @@ def test_kernel(name: str, op, rows: int, q_tokens: int, heads, head_dim: int, t
     assert not facts.copies()
     operands = ".s8.s8" if name.startswith("hack") else ".bf16.bf16"
     assert kernel.matrix and all(operands in kind for kind in kernel.matrix)
+
+
+@pytest.mark.parametrize(("op", "q_tokens"), [(paged_decode, 1), (paged_prefill, 64)])
+def test_a_list_of_16_bit_pages(op, q_tokens: int, tmp_path: Path) -> None:
+    """What a format with sealed pages reads beside them: a few pages from anywhere in the sequence."""
+    rows = 8
+
+    def call(q, positions, counts, pool, tables, places):
+        return op(q, positions, pool, 1, tables, counts=counts, places=places, scale=0.1, backend="triton")
+
+    pool = array("bfloat16", PAGES, 2, 2, 8, 64, 128)
+    lists = [array("int32", rows, 3) for _ in range(2)]
+    args = (array("bfloat16", rows, q_tokens, 32, 128), array("int32", rows), array("int32", rows), pool, *lists)
+    facts = compiled(call, args, dump=tmp_path)
+    assert ptx.kernels(tmp_path, targets()["h200"].arch)[op.__name__].spill_bytes == 0
+    assert not facts.copies()
