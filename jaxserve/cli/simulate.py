@@ -314,5 +314,5 @@ def _write(folder: Path, text: str, cells: list[Cell], about: dict[str, Any]) ->
 
         written += [path.name for path in draw(cells, folder)]
     except ImportError:
-        print("no plots: matplotlib is missing (pip install jaxserve[bench])", file=sys.stderr)
+        print("no plots: matplotlib is missing (pip install matplotlib)", file=sys.stderr)
     print(f"{folder}: {', '.join(written)}", file=sys.stderr)

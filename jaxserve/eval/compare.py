@@ -137,7 +137,7 @@ def plot(results: Mapping[str, Result], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("the plot of --compare needs matplotlib: pip install 'jaxserve[bench]'") from None
+        raise ConfigError("the plot of --compare needs matplotlib: pip install matplotlib") from None
     modes = list(dict.fromkeys(k[2] for r in results.values() for k in r.rows if k[0] != PERPLEXITY))
     if not modes:
         return

@@ -1,4 +1,4 @@
-"""Plots of a sweep, as PNG files. The only module here that needs matplotlib (extra `bench`)."""
+"""Plots of a sweep, as PNG files. The only module here that needs matplotlib."""
 
 from __future__ import annotations
 
