@@ -446,6 +446,17 @@ def test_prepacking_prefers_whole_prompts():
     assert [work.seq for work in driver.step().prefill] == [0, 0, 0, 2]
 
 
+def test_prepacking_goes_on_with_a_prompt_that_holds_the_pages_which_a_shorter_one_wants():
+    driver = Driver(
+        "prepacking", limits_of(max_num_seqs=2, max_num_batched_tokens=64, max_tiles=1), groups_of((4, None))
+    )
+    driver.arrive(0, 3 * 64, max_new=2)
+    driver.step()
+    driver.arrive(1, 60, max_new=2)
+    driver.run()
+    assert driver.plans[1].prefill[0].seq == 0
+
+
 # All
 
 

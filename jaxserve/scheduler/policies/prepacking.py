@@ -19,14 +19,17 @@ class Prepacking(Wrapper):
 
     The paper packs prompts into rows as long as the longest one; here a prompt takes whole tiles of 64 tokens, several
     prompts share a step, and a step is padded up to the next tile bucket. So the step gets the largest bucket that the
-    waiting prompts can fill: in the order of the inner policy whole prompts while they fit, then a piece of the first
-    one that does not. What is left over starts the next step. Looks at `window` prompts.
+    waiting prompts can fill: the first prompt of the inner policy, so that none is overtaken forever, then in its order
+    whole prompts while they fit, then a piece of the first one that does not. Tiles that find no pages go to the next
+    in line, and what is left over starts the next step. Looks at `window` prompts.
     """
 
     def __init__(self, inner: Policy, window: int = 64) -> None:
         super().__init__(inner)
         self.window = window
         self._share: dict[SeqId, int] = {}
+        self._spare = 0
+        """Tiles of the step that no bucket can use."""
 
     def rank(self, view: View) -> Iterator[SeqView]:
         prompts: list[SeqView] = []
@@ -39,33 +42,41 @@ class Prepacking(Wrapper):
                 prompts.extend(islice(inner, self.window))
                 break
         self._share = {}
-        room = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // PAGE_TOKENS)
         decoding = [seq for seq in prompts if seq.phase is Phase.DECODE]
         prompts = [seq for seq in prompts if seq.phase is not Phase.DECODE]
         yield from decoding
-        yield from self._pack(prompts, room, view)
+        yield from self._pack(prompts, view)
         yield from inner
 
-    def _pack(self, prompts: list[SeqView], room: int, view: View) -> list[SeqView]:
+    def _pack(self, prompts: list[SeqView], view: View) -> list[SeqView]:
         sizes = [tiles_of(seq) for seq in prompts]
-        left = target = filled(min(room, sum(sizes)), view.limits.tile_buckets)
-        whole, cut = [], None
+        room = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // PAGE_TOKENS)
+        left = filled(min(room, sum(sizes)), view.limits.tile_buckets)
+        self._spare = view.limits.max_tiles - left
+        packed, passed = [], []
         for seq, tiles in zip(prompts, sizes, strict=True):
             if tiles <= left:
-                whole.append(seq)
-                self._share[seq.id] = seq.target - seq.computed
+                packed.append(seq)
+                self._share[seq.id] = seq.target - seq.computed if seq.resident else seq.known
                 left -= tiles
-            elif cut is None:
-                cut = seq
-        if cut is not None and left:
-            self._share[cut.id] = left * PAGE_TOKENS - cut.computed % PAGE_TOKENS
-            return [*whole, cut]
-        return whole if target else []
+            elif not packed:
+                packed.append(seq)
+                self._share[seq.id] = piece(seq, left)
+                left = 0
+            else:
+                passed.append(seq)
+        return [*packed, *passed]
 
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
         if seq.phase is Phase.DECODE:
             return self.inner.tokens(seq, left, view)
-        return self._share.get(seq.id, 0)
+        share = self._share.get(seq.id)
+        return piece(seq, left.tiles - self._spare) if share is None else share
+
+
+def piece(seq: SeqView, tiles: int) -> int:
+    """Tokens with which its prompt fills so many tiles, if it is that long."""
+    return tiles * PAGE_TOKENS - seq.computed % PAGE_TOKENS if tiles > 0 else 0
 
 
 def tiles_of(seq: SeqView) -> int:
