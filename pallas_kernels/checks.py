@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.layouts import Layout
+from pallas_kernels.backends import runs_kernels
+from pallas_kernels.layouts import KernelLayout, Layout
 
 
-def check_paged(op: str, q: jax.Array, positions: jax.Array, pool: Any, tables: jax.Array, layout: Layout) -> None:
+def check_paged(
+    op: str, q: jax.Array, positions: jax.Array, pool: Any, tables: jax.Array, layout: Layout, backend: str
+) -> None:
     """ValueError, naming `op` and the shapes, if the arguments of a paged attention op do not fit together."""
     if q.ndim != 4:
         raise ValueError(f"{op}: q must be [rows, q_tokens, heads, head_dim], not {q.shape}.")
@@ -23,3 +26,5 @@ def check_paged(op: str, q: jax.Array, positions: jax.Array, pool: Any, tables: 
         raise ValueError(f"{op}: q has head_dim {head_dim}, the pool {pool_head_dim}.")
     if heads % kv_heads:
         raise ValueError(f"{op}: {heads} query heads do not divide into {kv_heads} KV heads.")
+    if runs_kernels(backend) and not isinstance(layout, KernelLayout):
+        raise ValueError(f"{op}: backend {backend} cannot read pages laid out as {layout}; take one for kernels.")

@@ -49,7 +49,7 @@ def mosaic_walk(
     tables: jax.Array,
     *,
     counts: jax.Array,
-    places: jax.Array | None,
+    places: jax.Array | None = None,
     q_tokens: int,
     splits: int,
     scale: float,

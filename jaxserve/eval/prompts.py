@@ -105,7 +105,7 @@ def fit(
         ConfigError: the task cannot be as short as that.
     """
     best: Document | None = None
-    room = length - 40 * turns
+    room = max(length - 40 * turns, length // 2)
     for _ in range(ROUNDS):
         try:
             document = task(Random(seed), Room(max(room, SHORTEST), turns, count))

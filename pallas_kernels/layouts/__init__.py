@@ -6,7 +6,7 @@ from pallas_kernels.layouts.dense import Dense
 from pallas_kernels.layouts.eight_bit import EightBitColumns, EightBitRows
 from pallas_kernels.layouts.hack import HackFolded, HackPartitioned, hack
 from pallas_kernels.layouts.kivi import Kivi
-from pallas_kernels.layouts.layout import FloatLayout, KernelPages, Layout, SealedLayout, TokenLayout
+from pallas_kernels.layouts.layout import FloatLayout, KernelLayout, KernelPages, Layout, SealedLayout, TokenLayout
 
 __all__ = [
     "Code",
@@ -19,6 +19,7 @@ __all__ = [
     "HackFolded",
     "HackPartitioned",
     "Int8",
+    "KernelLayout",
     "KernelPages",
     "Kivi",
     "Layout",

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.layouts.layout import KernelPages
-
 Pool = tuple[jax.Array, jax.Array]
 
 
@@ -87,18 +85,6 @@ class Columns:
     def mix(self, p: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.einsum("rhms,rhsd->rhmd", p, page[1], preferred_element_type=jnp.float32)
 
-    def arrays(self, pool: Pool) -> tuple[jax.Array, ...]:
-        raise NotImplementedError(_NO_KERNEL)
-
-    def dot_dtype(self, pool: Pool, q: jax.Array) -> jnp.dtype:
-        raise NotImplementedError(_NO_KERNEL)
-
-    def parts(self, pool: Pool) -> tuple[int, int]:
-        raise NotImplementedError(_NO_KERNEL)
-
-    def in_kernel(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, *, interpret: bool) -> KernelPages:
-        raise NotImplementedError(_NO_KERNEL)
-
     def _fetch(self, array: jax.Array, layer: int | jax.Array, ids: jax.Array) -> jax.Array:
         _, layers, kv_heads, *page = array.shape
         rows = ((ids * layers + layer) * kv_heads)[:, None] + jnp.arange(kv_heads)
@@ -113,6 +99,3 @@ class Columns:
         if self.stored == self.dtype:
             return x.astype(jnp.float32)
         return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
-
-
-_NO_KERNEL = "keys as columns are for the reference walk; kernels read layouts.Dense"

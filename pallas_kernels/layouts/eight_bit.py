@@ -219,27 +219,12 @@ class EightBitColumns(EightBit):
             lax.bitcast_convert_type(sides, jnp.float32),
         )
 
-    def arrays(self, pool: Any) -> tuple[jax.Array, ...]:
-        raise NotImplementedError(_NO_KERNEL)
-
-    def dot_dtype(self, pool: Any, q: jax.Array) -> jnp.dtype:
-        raise NotImplementedError(_NO_KERNEL)
-
-    def parts(self, pool: Any) -> tuple[int, int]:
-        raise NotImplementedError(_NO_KERNEL)
-
-    def in_kernel(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, *, interpret: bool) -> KernelPages:
-        raise NotImplementedError(_NO_KERNEL)
-
     def _bits(
         self, k: jax.Array, v: jax.Array, layer: int | jax.Array, side_axis: int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         keys, values, sides = self.encode(k, v, layer)
         stacked = lax.bitcast_convert_type(jnp.stack(sides, axis=side_axis), jnp.uint16)
         return self.code.to_bits(keys), self.code.to_bits(values), stacked
-
-
-_NO_KERNEL = "keys as columns are for the reference walk; kernels read layouts.EightBitRows"
 
 
 def _put_pages(

@@ -3,12 +3,12 @@
 A layout is all that the page walks need to know of a KV format: the two products of attention. For the reference walk
 `fetch` reads some pages of one layer, and `scores` and `mix` are the products on what was fetched; a layout that
 dequantizes does so in `fetch`, a few pages at a time, one that computes on codes does so in the products. For the
-Triton walk `in_kernel` gives the same products on one page of one head.
+Triton walk `KernelLayout.in_kernel` gives the same products on one page of one head.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,11 @@ class Layout(Protocol):
     def mix(self, p: jax.Array, page: Any) -> jax.Array:
         """p V, float32 [rows, kv_heads, m, head_dim]; zeros where p is zero."""
         ...
+
+
+@runtime_checkable
+class KernelLayout(Layout, Protocol):
+    """A layout that kernels can read too."""
 
     def arrays(self, pool: Any) -> tuple[jax.Array, ...]:
         """The arrays of `pool` that a kernel takes."""

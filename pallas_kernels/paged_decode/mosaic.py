@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.layouts import Layout
+from pallas_kernels.layouts import KernelLayout
 from pallas_kernels.merge import Attended, merge
 from pallas_kernels.mosaic_walk import BLOCK, mosaic_walk, supports
 from pallas_kernels.paged_decode import triton
@@ -21,14 +21,10 @@ def paged_decode(
     layer: int | jax.Array,
     tables: jax.Array,
     *,
-    counts: jax.Array,
-    places: jax.Array | None = None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    layout: Layout,
+    layout: KernelLayout,
     splits: int | None = None,
     interpret: Any = None,
+    **options: Any,
 ) -> Attended:
     """See `api.paged_decode`. What Mosaic does not support here runs on the Triton kernel: besides formats, more than
     64 query vectors for a KV head."""
@@ -36,20 +32,7 @@ def paged_decode(
     kv_heads = layout.page_shape(pool)[1]
     vectors = heads // kv_heads * q_tokens
     if not supports(q, pool, layout) or vectors > BLOCK:
-        return triton.paged_decode(
-            q,
-            positions,
-            pool,
-            layer,
-            tables,
-            counts=counts,
-            places=places,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            layout=layout,
-            splits=splits,
-        )
+        return triton.paged_decode(q, positions, pool, layer, tables, layout=layout, splits=splits, **options)
     splits = splits or decode_splits(rows, kv_heads)
     grouped = q.reshape(rows, q_tokens, kv_heads, heads // kv_heads, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(rows, kv_heads, 1, vectors, head_dim)
@@ -59,15 +42,11 @@ def paged_decode(
         pool,
         layer,
         tables,
-        counts=counts,
-        places=places,
         q_tokens=q_tokens,
         splits=splits,
-        scale=scale,
-        window=window,
-        softcap=softcap,
         name="paged_decode",
         interpret=interpret,
+        **options,
     )
     part = merge([Attended(*(x[:, :, split, 0] for x in part)) for split in range(splits)])
     return jax.tree.map(lambda x: triton.ungroup(x, heads // kv_heads, q_tokens), part)

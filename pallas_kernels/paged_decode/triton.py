@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.compat import triton_call
-from pallas_kernels.layouts import Layout
+from pallas_kernels.layouts import KernelLayout
 from pallas_kernels.merge import Attended, merge
 from pallas_kernels.triton_walk import load_parts, page_range, store, triton_walk
 from pallas_kernels.tuning import decode_splits
@@ -30,7 +30,7 @@ def paged_decode(
     scale: float,
     window: int | None,
     softcap: float | None,
-    layout: Layout,
+    layout: KernelLayout,
     splits: int | None = None,
     interpret: bool = False,
 ) -> Attended:

@@ -51,12 +51,13 @@ def paged_prefill(
     backend: see `pallas_kernels.backends`; None takes the platform's.
 
     Returns (o, m, l), float32 [rows, q_tokens, heads(, head_dim)], see `pallas_kernels.merge`. Raises ValueError for
-    shapes that do not fit together.
+    shapes that do not fit together and for a layout that the backend cannot read.
     """
-    check_paged("paged_prefill", q, positions, pool, tables, layout)
+    backend = resolve(backend)
+    check_paged("paged_prefill", q, positions, pool, tables, layout, backend)
     if counts is None:
         counts = jnp.full_like(positions, q.shape[1])
-    op = _OPS[resolve(backend)]
+    op = _OPS[backend]
     return op(
         q,
         positions,

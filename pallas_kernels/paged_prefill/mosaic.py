@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.layouts import Layout
+from pallas_kernels.layouts import KernelLayout
 from pallas_kernels.merge import Attended
 from pallas_kernels.mosaic_walk import BLOCK, mosaic_walk, supports
 from pallas_kernels.paged_prefill import triton
@@ -20,30 +20,14 @@ def paged_prefill(
     layer: int | jax.Array,
     tables: jax.Array,
     *,
-    counts: jax.Array,
-    places: jax.Array | None = None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    layout: Layout,
+    layout: KernelLayout,
     interpret: Any = None,
+    **options: Any,
 ) -> Attended:
     """See `api.paged_prefill`. What Mosaic does not support here runs on the Triton kernel."""
     tiles, q_tokens, heads, head_dim = q.shape
     if not supports(q, pool, layout) or q_tokens != BLOCK:
-        return triton.paged_prefill(
-            q,
-            positions,
-            pool,
-            layer,
-            tables,
-            counts=counts,
-            places=places,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            layout=layout,
-        )
+        return triton.paged_prefill(q, positions, pool, layer, tables, layout=layout, **options)
     group = heads // layout.page_shape(pool)[1]
     blocks = 2 if group % 2 == 0 else 1
     part = mosaic_walk(
@@ -52,14 +36,10 @@ def paged_prefill(
         pool,
         layer,
         tables,
-        counts=counts,
-        places=places,
         q_tokens=q_tokens,
         splits=1,
-        scale=scale,
-        window=window,
-        softcap=softcap,
         name="paged_prefill",
         interpret=interpret,
+        **options,
     )
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(tiles, heads, q_tokens, *x.shape[5:]), 2, 1), part)

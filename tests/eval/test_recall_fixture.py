@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from jaxserve.config import ConfigError, build
-from jaxserve.eval.options import EvalConfig
+from jaxserve.eval.options import EvalConfig, EvalOptions
+from jaxserve.eval.prompts import Plain, fit
 from jaxserve.eval.recall_fixture import PAIRS, hadamard, induction, write
 from jaxserve.eval.run import evaluate
 from jaxserve.eval.tasks import Room
+from jaxserve.text.tokenizer import Tokenizer
 
 TASK = {"task": ["induction"], "lengths": [1024], "turns": 12, "items": 24}
 
@@ -41,6 +43,13 @@ def test_transformers_agrees_that_it_recalls(tmp_path: Path) -> None:
         with torch.no_grad():
             logits = model(torch.tensor([[*context, int(turn.question[1:])]])).logits[0, -1]
         assert int(logits.argmax()) == int(turn.answer[1:])
+
+
+def test_many_turns_fit_the_default_lengths(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(write(tmp_path))
+    for length in EvalOptions().lengths:
+        document = fit("induction", induction, Plain(tokenizer), lambda text: len(text.split()), length, 12, "seed")
+        assert len(document.turns) == 12 and len(document.context.split()) > length // 2
 
 
 def test_codes_are_orthogonal() -> None:

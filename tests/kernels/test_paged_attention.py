@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels.layouts import Columns
 from pallas_kernels.merge import Attended, merge, normalize
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_decode import reference as decode_reference
@@ -221,3 +222,7 @@ def test_wrong_shapes_are_named() -> None:
         paged_prefill(x.q[..., :32], x.positions, x.pool, 0, x.tables, scale=1.0)
     with pytest.raises(ValueError, match="backend 'cuda' is not one of"):
         paged_decode(x.q, x.positions, x.pool, 0, x.tables, scale=1.0, backend="cuda")
+    columns = Columns(jnp.float32)
+    with pytest.raises(ValueError, match=r"paged_decode: backend triton cannot read pages laid out as Columns"):
+        pool = tuple(jnp.zeros(array.shape, array.dtype) for array in columns.pool(4, 1, 2, 64, 64))
+        paged_decode(x.q, x.positions, pool, 0, x.tables, scale=1.0, layout=columns, backend="triton")
