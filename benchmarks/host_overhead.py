@@ -66,10 +66,9 @@ def engine(rows: int, length: int) -> tuple[EngineCore, Inbox, list]:
     )
     pages = rows * (length // 64)
     classes = (PageClasses(classes=(PageClass(name="dense", pages=pages, bytes=1),)),)
-    kv = kv_shapes(model.kv_groups(), [formats.get("f32")], [(pages,)], rows, length)
-    functions = StepFunctions(
-        model, shape, layout, LinearContext(), None, model.abstract_params(), kv, state.shapes(layout)
-    )
+    groups, params = model.kv_groups(), model.abstract_params()
+    kv = kv_shapes(groups, [formats.get("f32")], [(pages,)], rows, length)
+    functions = StepFunctions(model, shape, layout, LinearContext(), None, params, groups, kv, state.shapes(layout))
     device = InstantDevice()
     device.declare(functions.programs())
     limits = Limits(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import types
 import typing
@@ -32,12 +33,12 @@ def option(
     low: float | None = None,
     high: float | None = None,
     cli: bool = True,
+    pairs: bool = False,
 ) -> Any:
-    """A config field. `parse` reads the text of a flag; `low`/`high` bound a number; `cli` False keeps it to YAML."""
-    return field(
-        default=default,
-        metadata={"help": help, "choices": choices, "parse": parse, "low": low, "high": high, "cli": cli},
-    )
+    """A config field. `parse` reads the text of a flag; `low`/`high` bound a number; `cli` False keeps it to YAML.
+    `pairs`: the items are KEY=VALUE, and in YAML the option may be a mapping."""
+    known = {"help": help, "choices": choices, "parse": parse, "low": low, "high": high, "cli": cli, "pairs": pairs}
+    return field(default=default, metadata=known)
 
 
 _SIZES = {
@@ -102,6 +103,12 @@ class CacheOptions:
             *("kivi2", "kivi4", "hack2", "hack4", "hack8", "hack2_p", "hack4_p", "hack8_p"),
         ),
     )
+    kv_cache_dtype_layers: tuple[str, ...] = option(
+        (),
+        "Layers whose KV has another format, as FORMAT=LAYERS: `--kv-cache-dtype-layers bf16=0,1,-1 int8=8-11`. Layers "
+        "are numbers (-1: the last), ranges, `sliding_window` or `full_attention`. In YAML: a mapping.",
+        pairs=True,
+    )
     gpu_memory_utilization: float = option(0.9, "Share of the GPU's memory that the engine may use.", low=0.05, high=1)
     kv_cache_memory: int | None = option(
         None, "Bytes for the KV cache, instead of what is free. Default on a CPU: 256MiB.", parse=human_int, low=1
@@ -158,7 +165,10 @@ class SchedulerOptions:
         "docs/techniques has a page on each.",
     )
     scheduling_params: tuple[str, ...] = option(
-        (), "Parameters of the policy as KEY=VALUE, as its page names them: `--scheduling-params levels=8 ratio=2`."
+        (),
+        "Parameters of the policy as KEY=VALUE, as its page names them: `--scheduling-params levels=8 ratio=2`. In "
+        "YAML: a mapping.",
+        pairs=True,
     )
     max_num_seqs: int | None = option(
         None, "Sequences running at once. Default: 256 on a GPU, 32 on a CPU.", parse=human_int, low=1, high=4096
@@ -340,10 +350,25 @@ def checked(config: type, name: str, value: Any) -> Any:
         if optional:
             return None
         raise ConfigError(f"{flag} needs a value")
+    if isinstance(value, Mapping) and not meta["pairs"]:
+        raise ConfigError(f"{flag} takes no mapping, but was given {dict(value)!r}")
     if many:
-        items = [value] if isinstance(value, str | int) else list(value)
+        items = (
+            _pairs(value) if isinstance(value, Mapping) else [value] if isinstance(value, str | int) else list(value)
+        )
         return tuple(_scalar(flag, kind, meta, item) for item in items)
     return _scalar(flag, kind, meta, value)
+
+
+def _pairs(mapping: Mapping[Any, Any]) -> list[str]:
+    """`{bf16: [0, -1], levels: 8, on: true}` as KEY=VALUE: bf16=0,-1 levels=8 on=true."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return ",".join(map(text, value))
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+
+    return [f"{key}={text(value)}" for key, value in mapping.items()]
 
 
 def _scalar(flag: str, kind: Any, meta: Mapping[str, Any], value: Any) -> Any:

@@ -58,4 +58,5 @@ def step_functions(
     # Named, because the platform that compiles is not the one that will run.
     format = formats.get(kv_format, backend=backend)
     kv = kv_shapes(groups, [format] * len(groups), [(pages,) * len(format.kinds(g)) for g in groups], rows, max_len)
-    return StepFunctions(model, shape, layout, LinearContext(), None, model.abstract_params(), kv, state.shapes(layout))
+    params = model.abstract_params()
+    return StepFunctions(model, shape, layout, LinearContext(), None, params, groups, kv, state.shapes(layout))

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,26 @@ import jax
 
 from jaxserve import bundled
 from jaxserve.checkpoint.generation import read_generation_config
-from jaxserve.checkpoint.kv_scales import read_kv_scales
 from jaxserve.checkpoint.load import load_model
 from jaxserve.checkpoint.source import resolve
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.executables import ExecutableCache
 from jaxserve.engine.inbox import Inbox
+from jaxserve.engine.kv_formats import kv_groups
 from jaxserve.engine.mover import Mover
 from jaxserve.engine.programs import Program, ProgramSet
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.engine.step import STAGED, StepFunctions
-from jaxserve.kv import KVFormat, KVState, allocate, formats, kv_shapes, size_pages
-from jaxserve.kv.eight_bit import Fp8E4M3Format
+from jaxserve.kv import KVState, allocate, kv_shapes, size_pages
 from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling import state as sampling_state
 from jaxserve.sampling.state import SlotLayout, Slots
 from jaxserve.scheduler import Limits, Recorder, Scheduler, make_policy
 from jaxserve.speculative.ngram import NGram
-from jaxserve.types import PAGE_TOKENS, FromCore, KVGroup, ModelLimits, PageClasses, Ready
+from jaxserve.types import PAGE_TOKENS, FromCore, ModelLimits, PageClasses, Ready
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ INVARIANT_ROWS = 64
 LINK_BYTES_S = 24e9
 """What a PCIe 4.0 link copies, of pages as large as ours."""
 CPU_KV_BYTES = 256 << 20
-KV_OF_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 Progress = Callable[[str], None]
 
@@ -155,8 +153,10 @@ def _device(config: EngineConfig) -> jax.Device:
 
 def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tuple[PageClasses, ...]]:
     model, shape = loaded.model, loaded.shape
-    groups = model.kv_groups()
-    group_formats = _formats(config, loaded, groups)
+    expected = config.cache.kv_expected_len
+    if expected is not None and expected > loaded.max_len:
+        raise ConfigError(f"--kv-expected-len {expected} is more than the model length {loaded.max_len}")
+    groups, group_formats = kv_groups(config, model, loaded.folder, loaded.on_gpu)
     layout = SlotLayout(
         slots=shape.slots,
         max_len=shape.max_len,
@@ -176,7 +176,7 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
         pages = [tuple(c.pages for c in group.classes) for group in classes]
         kv: KVState = kv_shapes(groups, group_formats, pages, shape.slots, shape.max_len)
         slots: Slots = sampling_state.shapes(layout)
-        return StepFunctions(model, shape, layout, ctx, proposer, _shapes(loaded.params), kv, slots)
+        return StepFunctions(model, shape, layout, ctx, proposer, _shapes(loaded.params), groups, kv, slots)
 
     def sized(memory: int) -> tuple[PageClasses, ...]:
         return size_pages(
@@ -185,7 +185,7 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
             group_formats,
             max_model_len=shape.max_len,
             max_chunk=shape.budget,
-            expected_len=config.cache.kv_expected_len,
+            expected_len=expected,
             max_num_seqs=shape.slots,
         )
 
@@ -194,46 +194,6 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
         memory = _free_memory(config, functions, sized) if loaded.on_gpu else CPU_KV_BYTES
     classes = sized(memory)
     return functions(classes), classes
-
-
-def _formats(config: EngineConfig, loaded: Loaded, groups: tuple[KVGroup, ...]) -> tuple[KVFormat, ...]:
-    """The KV format of each group."""
-    cache, name = config.cache, config.cache.kv_cache_dtype
-    if name == "auto":
-        name = KV_OF_DTYPE[loaded.model.dtype.name] if loaded.on_gpu else "f16"
-    if cache.kv_expected_len is not None and cache.kv_expected_len > loaded.max_len:
-        raise ConfigError(f"--kv-expected-len {cache.kv_expected_len} is more than the model length {loaded.max_len}")
-    options: dict[str, Any] = {"backend": _backend(config, loaded.on_gpu)}
-    sealing = {
-        "sink_pages": cache.kv_sink_pages,
-        "residual_pages": cache.kv_residual_pages,
-        "prefill_exact": cache.prefill_exact or None,
-    }
-    options |= {option: value for option, value in sealing.items() if value is not None}
-    try:
-        format = formats.get(name, **options)
-        for group in groups:
-            format.kinds(group)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if isinstance(format, Fp8E4M3Format):
-        scales = read_kv_scales(loaded.folder, loaded.model.config.layers)
-        if scales:
-            return tuple(replace(format, calibrated=tuple(scales[layer] for layer in group.layers)) for group in groups)
-    return (format,) * len(groups)
-
-
-def _backend(config: EngineConfig, on_gpu: bool) -> str | None:
-    """Of the attention ops; None is the platform's own."""
-    backend = config.runtime.attention_backend
-    if backend in ("triton", "mosaic") and not on_gpu:
-        raise ConfigError(f"--attention-backend {backend} needs a GPU; this engine runs on a CPU")
-    if config.runtime.batch_invariant:
-        if backend != "auto":
-            raise ConfigError(f"--batch-invariant has attention of its own: leave out --attention-backend {backend}")
-        # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
-        return "tiled"
-    return None if backend == "auto" else backend
 
 
 def _free_memory(config: EngineConfig, functions: Callable, sized: Callable) -> int:
@@ -336,6 +296,7 @@ def _cache(config: EngineConfig, functions: StepFunctions) -> ExecutableCache | 
             functions.slot_layout,
             functions.ctx,
             functions.proposer,
+            functions.groups,
             functions.kv,
             jax.tree.structure(functions.params),
             jax.tree.leaves(functions.params),
@@ -352,6 +313,7 @@ def _identity(config: EngineConfig, functions: StepFunctions) -> str:
             config.model.revision,
             config.model.quantization,
             functions.model.dtype.name,
+            functions.groups,
             functions.kv.formats,
         )
     )

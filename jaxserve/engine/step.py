@@ -36,7 +36,7 @@ from jaxserve.sampling.head import HeadVariant, Out, head
 from jaxserve.sampling.logprobs import Logprobs, prompt_logprobs
 from jaxserve.sampling.state import Ints, SlotLayout, Slots, decode_inputs, mask_words
 from jaxserve.speculative.proposer import Proposer
-from jaxserve.types import PAGE_TOKENS
+from jaxserve.types import PAGE_TOKENS, KVGroup
 
 COPIES = 16
 """Pages that one copy program moves; more copies are more launches."""
@@ -54,7 +54,8 @@ _LEAF: Any = 0
 class StepFunctions:
     """Everything that is static about an engine's programs.
 
-    `params`, `kv`, `slots` are trees of jax.ShapeDtypeStruct: what the programs are compiled for.
+    `params`, `kv`, `slots` are trees of jax.ShapeDtypeStruct: what the programs are compiled for. `groups[g]` says
+    which layers the pool `kv.pools[g]` holds.
     """
 
     model: Model
@@ -63,6 +64,7 @@ class StepFunctions:
     ctx: LinearContext
     proposer: Proposer | None
     params: Any
+    groups: tuple[KVGroup, ...]
     kv: KVState
     slots: Slots
 
@@ -147,8 +149,7 @@ class StepFunctions:
 
     def _layer_groups(self) -> dict[int, tuple[int, int]]:
         """Layer -> (KV group, index within it)."""
-        groups = self.model.kv_groups()
-        return {layer: (g, i) for g, group in enumerate(groups) for i, layer in enumerate(group.layers)}
+        return {layer: (g, i) for g, group in enumerate(self.groups) for i, layer in enumerate(group.layers)}
 
     # The declared programs
 

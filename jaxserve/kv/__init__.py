@@ -5,6 +5,7 @@ from jaxserve.kv import eight_bit as _eight_bit  # noqa: F401  registers int8 an
 from jaxserve.kv import packed as _packed  # noqa: F401  registers kivi and hack
 from jaxserve.kv.attention import attend_layer
 from jaxserve.kv.format import AttentionSpec, KVFormat, formats
+from jaxserve.kv.groups import split_groups
 from jaxserve.kv.meta import ABSENT, Rows, StepMeta, build_meta
 from jaxserve.kv.reading import ReadingRule
 from jaxserve.kv.sealed import SealedFormat
@@ -28,4 +29,5 @@ __all__ = [
     "kv_shapes",
     "kv_shardings",
     "size_pages",
+    "split_groups",
 ]

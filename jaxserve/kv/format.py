@@ -151,15 +151,21 @@ class Registry:
 
     def get(self, name: str, **options: Any) -> KVFormat:
         """The format called `name`. ValueError, with the known names, if there is none, or if it lacks an option."""
-        if name not in self.choices():
-            raise ValueError(f"--kv-cache-dtype {name} is not known; choose one of {', '.join(self.choices())}.")
-        kind = self._formats[self._aliases.get(name, name)]
-        for option in sorted(set(options) - {f.name for f in dataclasses.fields(kind)}):  # type: ignore[arg-type]
+        for option in sorted(set(options) - self.options(name)):
             raise ValueError(
                 f"--kv-cache-dtype {name} knows no {option}: only formats that seal full pages do, because only they "
                 "keep some pages in 16 bits."
             )
-        return kind(**options)
+        return self._kind(name)(**options)
+
+    def options(self, name: str) -> frozenset[str]:
+        """What `get` takes for the format called `name`. ValueError if there is none."""
+        return frozenset(f.name for f in dataclasses.fields(self._kind(name)))  # type: ignore[arg-type]
+
+    def _kind(self, name: str) -> Callable[..., KVFormat]:
+        if name not in self.choices():
+            raise ValueError(f"--kv-cache-dtype {name} is not known; choose one of {', '.join(self.choices())}.")
+        return self._formats[self._aliases.get(name, name)]
 
 
 formats = Registry()

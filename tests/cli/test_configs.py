@@ -8,7 +8,7 @@ import pytest
 
 from jaxserve.config import EngineConfig, ServeConfig, build, read_yaml
 
-PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

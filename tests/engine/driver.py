@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from jaxserve.config import EngineConfig
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.inbox import Inbox
@@ -115,3 +117,29 @@ class Driver:
         self.run()
         assert self.stats is not None
         return self.stats
+
+
+def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    """Random tokens of a vocabulary of 500."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(4, 500, n).tolist() for n in lengths]
+
+
+def answers(driver: Driver, cases: list[list[int]], **params: object) -> list[Answer]:
+    """Of all cases at once, greedy unless `params` say otherwise."""
+    for index, prompt in enumerate(cases):
+        driver.submit(str(index), prompt, **{"max_tokens": 80, "ignore_eos": True, "logprobs": 3, **params})
+    got = driver.run()
+    return [got[str(index), 0] for index in range(len(cases))]
+
+
+def same(a: list[Answer], b: list[Answer]) -> None:
+    """Tokens and log-probs, bit for bit."""
+    for index, (x, y) in enumerate(zip(a, b, strict=True)):
+        assert x.error is None and x.tokens == y.tokens, index
+        assert x.logprobs == y.logprobs, index
+
+
+def alone(driver: Driver, cases: list[list[int]], **params: object) -> list[Answer]:
+    """One after the other, none from the prefix cache of another."""
+    return [answers(driver, [case], salt=f"alone {index}", **params)[0] for index, case in enumerate(cases)]

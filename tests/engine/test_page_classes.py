@@ -12,7 +12,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 from jaxserve.config import ConfigError
 from jaxserve.scheduler import replay
 from jaxserve.types import SeqId
-from tests.engine.driver import Answer, Driver
+from tests.engine.driver import Driver, alone, answers, prompts, same
 from tests.kv import layouts  # noqa: F401  registers its formats
 
 SIZES = {
@@ -67,28 +67,6 @@ def make(models: dict[str, Path], executables: str):
         return made[key]
 
     return driver
-
-
-def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(4, 500, n).tolist() for n in lengths]
-
-
-def answers(driver: Driver, cases: list[list[int]], **params: object) -> list[Answer]:
-    for index, prompt in enumerate(cases):
-        driver.submit(str(index), prompt, **{"max_tokens": 80, "ignore_eos": True, "logprobs": 3, **params})
-    got = driver.run()
-    return [got[str(index), 0] for index in range(len(cases))]
-
-
-def same(a: list[Answer], b: list[Answer]) -> None:
-    for index, (x, y) in enumerate(zip(a, b, strict=True)):
-        assert x.error is None and x.tokens == y.tokens, index
-        assert x.logprobs == y.logprobs, index
-
-
-def alone(driver: Driver, cases: list[list[int]], **params: object) -> list[Answer]:
-    return [answers(driver, [case], salt=f"alone {index}", **params)[0] for index, case in enumerate(cases)]
 
 
 CASES = [1, 63, 64, 65, 128, 200, 300, 520]

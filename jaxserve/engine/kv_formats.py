@@ -1,0 +1,140 @@
+"""Which KV format each layer has: from options, model and checkpoint to KV groups. Knows no pool and no program."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxserve.checkpoint.kv_scales import read_kv_scales
+from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.kv import KVFormat, formats, split_groups
+from jaxserve.kv.eight_bit import Fp8E4M3Format
+from jaxserve.models.model import Model
+from jaxserve.types import KVGroup
+
+KV_OF_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+ATTENTION_TYPES = ("full_attention", "sliding_window")
+
+FLAG = "--kv-cache-dtype-layers"
+
+
+def kv_groups(
+    config: EngineConfig, model: Model, folder: Path, on_gpu: bool
+) -> tuple[tuple[KVGroup, ...], tuple[KVFormat, ...]]:
+    """The KV groups of `model`, loaded from `folder`, and the format of each.
+
+    Raises:
+        ConfigError: a format that does not exist or cannot hold the KV of this model; layers that do not exist or get
+            two formats; an option that no format in use has.
+    """
+    whole = model.kv_groups()
+    names = _names(config, whole)
+    try:
+        made = _made(config, {_named(name, model, on_gpu) for name in names}, on_gpu)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    groups, group_formats = split_groups(whole, [made[_named(name, model, on_gpu)] for name in names])
+    for group, format in zip(groups, group_formats, strict=True):
+        try:
+            format.kinds(group)
+        except ValueError as error:
+            raise ConfigError(f"{_layers_text(group.layers)}: {error}" if len(made) > 1 else str(error)) from None
+    return groups, _calibrated(groups, group_formats, folder, len(names))
+
+
+def _names(config: EngineConfig, groups: Sequence[KVGroup]) -> list[str]:
+    """By layer, the format's name in the options."""
+    layers = sum(len(group.layers) for group in groups)
+    named: dict[int, str] = {}
+    for given in config.cache.kv_cache_dtype_layers:
+        name, equals, which = given.partition("=")
+        if not equals or not which:
+            raise ConfigError(f"{FLAG} {given!r} is not FORMAT=LAYERS, such as bf16=0,1,-1")
+        for layer in sorted({layer for part in which.split(",") for layer in _layers(part.strip(), groups, layers)}):
+            if named.setdefault(layer, name) != name:
+                raise ConfigError(f"{FLAG}: layer {layer} is to be {named[layer]} and {name}; leave it out of one")
+    return [named.get(layer, config.cache.kv_cache_dtype) for layer in range(layers)]
+
+
+def _layers(part: str, groups: Sequence[KVGroup], layers: int) -> Sequence[int]:
+    """The layers that `part` means: 3, -1 (the last), 4-7 or a type of attention."""
+    if part in ATTENTION_TYPES:
+        found = [layer for g in groups if (g.window is None) == (part == "full_attention") for layer in g.layers]
+        if not found:
+            raise ConfigError(f"{FLAG} {part}: no layer of this model has that type of attention")
+        return found
+    match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part)
+    if match is None:
+        raise ConfigError(
+            f"{FLAG}: {part!r} names no layers; they are numbers (3; -1 is the last), ranges (4-7) "
+            f"or {' or '.join(ATTENTION_TYPES)}"
+        )
+    first = int(match[1])
+    last = first if match[2] is None else int(match[2])
+    if not (-layers <= first <= last < layers) or (first < 0 and match[2] is not None):
+        raise ConfigError(f"{FLAG} {part}: this model has layers 0 to {layers - 1}; write ranges as FIRST-LAST")
+    return range(first % layers, last % layers + 1)
+
+
+def _named(name: str, model: Model, on_gpu: bool) -> str:
+    if name == "auto":
+        return KV_OF_DTYPE[model.dtype.name] if on_gpu else "f16"
+    return name
+
+
+def _made(config: EngineConfig, names: set[str], on_gpu: bool) -> dict[str, KVFormat]:
+    """The formats in use by name, each with those options that it has."""
+    cache = config.cache
+    sealing = {
+        "sink_pages": cache.kv_sink_pages,
+        "residual_pages": cache.kv_residual_pages,
+        "prefill_exact": cache.prefill_exact or None,
+    }
+    options: dict[str, Any] = {"backend": attention_backend(config, on_gpu)}
+    options |= {option: value for option, value in sealing.items() if value is not None}
+    # An option that all formats lack goes to each of them and is refused there.
+    nowhere = set(options) - {option for name in names for option in formats.options(name)}
+    return {
+        name: formats.get(name, **{o: v for o, v in options.items() if o in nowhere or o in formats.options(name)})
+        for name in sorted(names)
+    }
+
+
+def _calibrated(
+    groups: Sequence[KVGroup], group_formats: Sequence[KVFormat], folder: Path, layers: int
+) -> tuple[KVFormat, ...]:
+    """With the checkpoint's scales in fp8 formats."""
+    if not any(isinstance(format, Fp8E4M3Format) for format in group_formats):
+        return tuple(group_formats)
+    scales = read_kv_scales(folder, layers)
+    return tuple(
+        replace(format, calibrated=tuple(scales[layer] for layer in group.layers))
+        if scales and isinstance(format, Fp8E4M3Format)
+        else format
+        for group, format in zip(groups, group_formats, strict=True)
+    )
+
+
+def _layers_text(layers: Sequence[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+
+
+def attention_backend(config: EngineConfig, on_gpu: bool) -> str | None:
+    """Of the attention ops; None is the platform's own.
+
+    Raises:
+        ConfigError: a backend that does not run here or excludes another option.
+    """
+    backend = config.runtime.attention_backend
+    if backend in ("triton", "mosaic") and not on_gpu:
+        raise ConfigError(f"--attention-backend {backend} needs a GPU; this engine runs on a CPU")
+    if config.runtime.batch_invariant:
+        if backend != "auto":
+            raise ConfigError(f"--batch-invariant has attention of its own: leave out --attention-backend {backend}")
+        # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
+        return "tiled"
+    return None if backend == "auto" else backend

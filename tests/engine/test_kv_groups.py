@@ -1,0 +1,224 @@
+"""An engine whose layers differ in KV format: groups with pools of their own that advance together, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+from jaxserve.checkpoint import read_config
+from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.engine.kv_formats import kv_groups
+from jaxserve.models.model import Model
+from jaxserve.types import PageClass
+from tests.engine.driver import Answer, Driver, alone, answers, prompts, same
+
+SIZES = {
+    "vocab_size": 500,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 640,
+    "initializer_range": 0.3,
+}
+SHAPE = {
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 256,
+    "decode_buckets": [8],
+    "tile_buckets": [4],
+    "wait_for_buckets": True,
+    "batch_invariant": True,
+    "kv_cache_dtype": "hack4",
+}
+LAYERS = {"llama": {"f32": 0}, "gemma": {"int8": 0, "hack2": [2]}}
+"""Per-layer formats. Gemma's layers 0 and 2 see 100 tokens: three formats in three groups, two of them windowed."""
+DENSE_BYTES, OPEN_BYTES, SEALED_BYTES = 2 * 2 * 64 * 64 * 4, 2 * 2 * 64 * 64 * 2, 2 * 4864
+"""Of a page of one layer: f32; hack4's 16-bit and sealed pages."""
+CASES = [1, 64, 65, 200, 330]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.manual_seed(0)
+    gemma = SIZES | {"sliding_window": 100, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    made = {
+        "llama": LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=2)),
+        "gemma": Gemma3ForCausalLM(Gemma3TextConfig(**gemma, num_hidden_layers=3, query_pre_attn_scalar=64)),
+    }
+    folders = {}
+    for name, model in made.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def make(models: dict[str, Path], executables: str):
+    """Engines by model and options; each is made once."""
+    made: dict[str, Driver] = {}
+
+    def driver(model: str = "llama", **options: object) -> Driver:
+        key = repr((model, sorted(options.items())))
+        if key not in made:
+            own = {"model": str(models[model]), "compile_cache": executables, "kv_cache_dtype_layers": LAYERS[model]}
+            made[key] = Driver(**SHAPE | own | options)
+        return made[key]
+
+    return driver
+
+
+def one(driver: Driver, prompt: list[int], **params: object) -> Answer:
+    return answers(driver, [prompt], **params)[0]
+
+
+def test_groups_have_formats_and_pages_of_their_own(make) -> None:
+    full, mixed = make().core.ready.page_classes
+    assert full.classes == (PageClass(name="f32", pages=full.classes[0].pages, bytes=DENSE_BYTES),)
+    assert [(c.name, c.bytes) for c in mixed.classes] == [("bfloat16", OPEN_BYTES), ("hack4", SEALED_BYTES)]
+    assert (full.sink_pages, mixed.sink_pages, mixed.residual_pages) == (0, 1, 1)
+    groups = make("gemma").core.ready.page_classes
+    assert [(g.window, g.classes[-1].name) for g in groups] == [(100, "int8"), (None, "hack4"), (100, "hack2")]
+
+
+@pytest.mark.parametrize("model", LAYERS)
+def test_decoded_is_prefilled_is_chunked_is_crowded(make, model: str) -> None:
+    driver = make(model)
+    cases = prompts(CASES, seed=1)
+    first = alone(driver, cases)
+    same(answers(driver, cases, salt="crowd"), first)
+    narrow = make(model, max_num_batched_tokens=64, tile_buckets=[1])
+    same(answers(narrow, cases), first)
+    for cut in (10, 70):
+        longer = [[*case, *answer.tokens[:cut]] for case, answer in zip(cases, first, strict=True)]
+        rest = answers(driver, longer, salt=f"cut {cut}", max_tokens=80 - cut)
+        for a, b in zip(rest, first, strict=True):
+            assert a.tokens == b.tokens[cut:] and a.logprobs == b.logprobs[cut:]
+
+
+def test_the_layers_format_is_seen(make) -> None:
+    """The tests above would pass if all layers had one format."""
+    case = prompts([330], seed=2)[0]
+    assert one(make(), case).logprobs != one(make(kv_cache_dtype_layers={"f32": 1}), case).logprobs
+
+
+@pytest.mark.parametrize("model", LAYERS)
+def test_prefix_hits_and_forks_change_no_bit(make, model: str) -> None:
+    driver = make(model)
+    case = prompts([300], seed=3)[0]
+    first, again = one(driver, case, salt="hit"), one(driver, case, salt="hit")
+    assert (first.cached_tokens, again.cached_tokens) == (0, 256)
+    same([again], [first])
+    turn = [*case, *first.tokens, 7, 8, 9]
+    hit = one(driver, turn, salt="hit", max_tokens=20)
+    assert hit.cached_tokens == 320
+    same([hit], [one(driver, turn, salt="fresh", max_tokens=20)])
+    params = {"n": 3, "temperature": 1.0, "seed": 3, "ignore_eos": True, "max_tokens": 70}
+    choices = []
+    for salt in ("a", "b"):
+        driver.submit("n", case[:200], salt=salt, **params)
+        got = driver.run()
+        choices.append([got["n", i].tokens for i in range(3)])
+    assert choices[0] == choices[1] and len({tuple(tokens) for tokens in choices[0]}) > 1
+
+
+def test_preemption_and_swap_change_no_bit(make) -> None:
+    """Pools for a sequence of the maximum length and little more: four sequences take turns, by way of host memory."""
+    cases = prompts([150, 200, 180, 130], seed=5)
+    params = {"temperature": 0.8, "seed": 5, "max_tokens": 150}
+    memory = 14 * DENSE_BYTES + 7 * OPEN_BYTES + 9 * SEALED_BYTES
+    tight = make(kv_cache_memory=memory, kv_expected_len=64, swap_space=64 * DENSE_BYTES)
+    same(answers(tight, cases, **params), answers(make(), cases, salt="roomy", **params))
+    counters = tight.counters()
+    assert counters["num_preemptions"] > 0 and counters["swap_in_moves"] > 0
+    assert tight.gauge("kv_cache_usage_perc") == 0
+
+
+def test_speculation_changes_no_token(make) -> None:
+    speculative = make(speculative_method="ngram", num_speculative_tokens=3)
+    text = prompts([12], seed=6)[0] * 6
+    cases = [text, prompts([90], seed=7)[0], text[:50]]
+    got = answers(speculative, cases, max_tokens=200, logprobs=None)
+    expected = answers(make(), cases, max_tokens=200, logprobs=None, salt="plain")
+    assert [a.tokens for a in got] == [a.tokens for a in expected]
+    assert speculative.counter("spec_decode_num_accepted_tokens") > 0
+    assert speculative.gauge("kv_cache_usage_perc") == 0
+
+
+def test_programs_keep_pages_of_every_group(make) -> None:
+    driver = make(enable_prefix_caching=False)
+    prompt = prompts([100], seed=8)[0]
+    driver.submit("a", prompt, program_id="p", max_tokens=60, ignore_eos=True)
+    turn = [*prompt, *driver.run()["a", 0].tokens, 5, 6, 7]
+    driver.submit("b", turn, program_id="p", last_turn=True, max_tokens=20, ignore_eos=True, logprobs=3)
+    second = driver.run()["b", 0]
+    assert second.cached_tokens == 128
+    same([second], alone(driver, [turn], max_tokens=20))
+
+
+def groups_of(folder: Path, **options: object) -> list[tuple[tuple[int, ...], str]]:
+    """Layers and format of each group."""
+    model = Model.from_config(read_config(folder), "float32")
+    groups = kv_groups(EngineConfig.of(**options), model, folder, on_gpu=False)
+    return [(group.layers, format.name) for group, format in zip(*groups, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ({}, [((0, 2), "f16"), ((1,), "f16")]),
+        ({"f16": 0, "auto": -1}, [((0, 2), "f16"), ((1,), "f16")]),
+        ({"int8": "1-2"}, [((0,), "f16"), ((1,), "int8"), ((2,), "int8")]),
+        ({"int8": "sliding_window", "hack4": "full_attention"}, [((0, 2), "int8"), ((1,), "hack4")]),
+        ({"int8": [0, "full_attention"], "fp8": -1}, [((0,), "int8"), ((1,), "int8"), ((2,), "fp8_e4m3")]),
+    ],
+)
+def test_layers_of_one_window_and_one_format_share_a_group(
+    models: dict[str, Path], layers: dict, expected: list
+) -> None:
+    assert groups_of(models["gemma"], kv_cache_dtype_layers=layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kv_cache_dtype_layers": ["f32"]}, "'f32' is not FORMAT=LAYERS"),
+        ({"kv_cache_dtype_layers": ["f32="]}, "'f32=' is not FORMAT=LAYERS"),
+        ({"kv_cache_dtype_layers": ["fp3=0"]}, "fp3 is not known; choose one of"),
+        ({"kv_cache_dtype_layers": {"f32": 2}}, "2: this model has layers 0 to 1"),
+        ({"kv_cache_dtype_layers": {"f32": -3}}, "-3: this model has layers 0 to 1"),
+        ({"kv_cache_dtype_layers": {"f32": "1-0"}}, "1-0: .* write ranges as FIRST-LAST"),
+        ({"kv_cache_dtype_layers": {"f32": "first"}}, "'first' names no layers; they are numbers"),
+        ({"kv_cache_dtype_layers": {"f32": "sliding_window"}}, "sliding_window: no layer of this model"),
+        ({"kv_cache_dtype_layers": {"f32": "0-1", "int8": [-1]}}, "layer 1 is to be f32 and int8; leave it out of one"),
+        ({"kv_cache_dtype": "f16", "kv_cache_dtype_layers": {"f32": 0}, "kv_sink_pages": 2}, "knows no sink_pages"),
+    ],
+)
+def test_layers_that_cannot_be_had_are_refused(models: dict[str, Path], options: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        groups_of(models["llama"], **options)
+
+
+def test_a_format_that_cannot_hold_a_layer_names_it(tmp_path: Path) -> None:
+    LlamaConfig(**SIZES | {"head_dim": 32}, num_hidden_layers=2, architectures=["LlamaForCausalLM"]).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ConfigError, match=r"layer 1: .*head_dim"):
+        groups_of(tmp_path, kv_cache_dtype="f32", kv_cache_dtype_layers={"hack4": 1})
+
+
+def test_spellings() -> None:
+    def layers(value: object) -> tuple[str, ...]:
+        return EngineConfig.of(kv_cache_dtype_layers=value).cache.kv_cache_dtype_layers
+
+    assert layers({"bf16": "0-1,-1", "int8": [2, 3], "f16": 4}) == layers(["bf16=0-1,-1", "int8=2,3", "f16=4"])
+    with pytest.raises(ConfigError, match="--kv-cache-dtype takes no mapping"):
+        EngineConfig.of(kv_cache_dtype={"bf16": 0})
+
+
+def test_nothing_was_compiled_outside_the_declared_set(make) -> None:
+    for model in LAYERS:
+        assert make(model).counter("undeclared_compilations") == 0
