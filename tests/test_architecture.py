@@ -31,7 +31,7 @@ WITHIN_LEVEL = {
     ("sampling", "speculative"),
     ("speculative", "sampling"),
     ("checkpoint", "models"),
-    ("api", "bundled"),
+    ("checkpoint", "bundled"),
     ("sim", "engine"),
 }
 """Arrows inside a level. Sampling and speculation are two halves of the head; of the engine, the simulator sees the

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxserve import bundled
 from jaxserve.config import EngineConfig
 from jaxserve.engine.client import EngineClient, EngineDead
 from jaxserve.engine.thread import ThreadClient
@@ -357,10 +356,10 @@ class Stream:
 def _intake(config: EngineConfig) -> Intake:
     # Imported late: a hub's client takes a while, and a folder needs none.
     from jaxserve.checkpoint.generation import read_generation_config
-    from jaxserve.checkpoint.source import resolve
+    from jaxserve.checkpoint.source import model_folder, resolve
 
     model = config.model
-    folder = bundled.path() if model.model is None else resolve(model.model, model.revision)
+    folder = model_folder(model)
     tokenizer_folder = folder if model.tokenizer is None else resolve(model.tokenizer)
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     template = ChatTemplate.from_folder(tokenizer_folder, tokenizer.special_tokens, model.chat_template)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxserve import bundled
 from jaxserve.checkpoint.errors import CheckpointError
+from jaxserve.config import ModelOptions
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _UNWANTED = ["consolidated*", "*/*"]  # the same weights again, in their authors' own layout
+
+
+def model_folder(options: ModelOptions) -> Path:
+    """The folder of the model that `options` name; without one, the bundled model's. Raises as `resolve` does."""
+    return bundled.path() if options.model is None else resolve(options.model, options.revision)
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:

@@ -13,10 +13,9 @@ from typing import Any
 
 import jax
 
-from jaxserve import bundled
 from jaxserve.checkpoint.generation import read_generation_config
 from jaxserve.checkpoint.load import load_model
-from jaxserve.checkpoint.source import resolve
+from jaxserve.checkpoint.source import model_folder
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.executables import ExecutableCache
@@ -122,7 +121,7 @@ def load_core(
 
 
 def _load(config: EngineConfig) -> Loaded:
-    folder = bundled.path() if config.model.model is None else resolve(config.model.model, config.model.revision)
+    folder = model_folder(config.model)
     device = _device(config)
     on_gpu = device.platform == "gpu"
     dtype = config.model.dtype

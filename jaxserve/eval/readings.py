@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxserve import bundled
 from jaxserve.api import LLM
+from jaxserve.checkpoint.source import model_folder
 from jaxserve.config import ConfigError, EngineConfig, build, read_yaml
 from jaxserve.eval.agreement import Agreement, Reading, agreement
 from jaxserve.eval.cells import finished
@@ -93,7 +93,7 @@ def agree(config: EvalConfig, reference: str) -> Agreement:
         prompts = [tokens[i * options.window : (i + 1) * options.window] for i in range(count)]
         mine = read_engine(llm, prompts, new_tokens)
     if against is None:
-        theirs = read_transformers(_folder(config.engine), prompts, new_tokens)
+        theirs = read_transformers(model_folder(config.engine.model), prompts, new_tokens)
     else:
         with LLM(**flat_options(against)) as llm:
             theirs = read_engine(llm, prompts, new_tokens)
@@ -102,11 +102,3 @@ def agree(config: EvalConfig, reference: str) -> Agreement:
 
 def _engine_of(config: EngineConfig, path: Path) -> EngineConfig:
     return build(EngineConfig, {**flat_options(config), **read_yaml(path)})
-
-
-def _folder(config: EngineConfig) -> Path:
-    if config.model.model is None:
-        return bundled.path()
-    from jaxserve.checkpoint.source import resolve
-
-    return resolve(config.model.model, config.model.revision)
