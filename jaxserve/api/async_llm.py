@@ -8,25 +8,21 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jaxserve.api.intake import read_intake
 from jaxserve.config import EngineConfig
 from jaxserve.engine.client import EngineClient, EngineDead
 from jaxserve.engine.thread import ThreadClient
-from jaxserve.text.chat import ChatTemplate
-from jaxserve.text.intake import Intake, Prompt, parse_prompt
+from jaxserve.text.intake import Prompt, parse_prompt
 from jaxserve.text.processor import RequestDelta, RequestState
 from jaxserve.text.tokenizer import Tokenizer
 from jaxserve.types import Delta, FinishReason, ModelLimits, Ready, RequestOutput, SamplingParams, Stats, program_key
-
-if TYPE_CHECKING:
-    from jaxserve.checkpoint.generation import GenerationDefaults
 
 log = logging.getLogger(__name__)
 
 LONG_TEXT = 20_000
 """Characters above which text is tokenized on a thread: this many take a few milliseconds of the event loop."""
-_RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class QueueFull(RuntimeError):
@@ -52,7 +48,7 @@ class AsyncLLM:
             ConfigError, CheckpointError: what cannot be served, and why.
             EngineDead: the engine failed to start.
         """
-        self.intake = await asyncio.to_thread(_intake, self.config)
+        self.intake = await asyncio.to_thread(read_intake, self.config)
         self.ready: Ready = await self._client.start(self._take)
         self.intake.limits = self.ready.limits
         self._admitted = self.ready.max_num_seqs + self.config.scheduler.max_queued_requests
@@ -351,30 +347,3 @@ class Stream:
     def __del__(self) -> None:
         if not self._running.state.finished and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._llm._end, self._running, FinishReason.ABORT)
-
-
-def _intake(config: EngineConfig) -> Intake:
-    # Imported late: a hub's client takes a while, and a folder needs none.
-    from jaxserve.checkpoint.generation import read_generation_config
-    from jaxserve.checkpoint.source import model_folder, resolve
-
-    model = config.model
-    folder = model_folder(model)
-    tokenizer_folder = folder if model.tokenizer is None else resolve(model.tokenizer)
-    tokenizer = Tokenizer.from_folder(tokenizer_folder)
-    template = ChatTemplate.from_folder(tokenizer_folder, tokenizer.special_tokens, model.chat_template)
-    if not template:
-        template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
-    if model.generation_config == "none":
-        return Intake(tokenizer, template, seed=model.seed)
-    recommended = read_generation_config(folder)
-    return Intake(
-        tokenizer, template, _sampling_defaults(recommended), longest_answer=recommended.max_new_tokens, seed=model.seed
-    )
-
-
-def _sampling_defaults(recommended: GenerationDefaults) -> dict[str, Any]:
-    if recommended.do_sample is False:
-        return {"temperature": 0.0}
-    values = {name: getattr(recommended, name) for name in _RECOMMENDED}
-    return {name: value for name, value in values.items() if value is not None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxserve.api import LLM
 from jaxserve.config import ConfigError
 from jaxserve.eval.cells import Cell, RetrievalCell, check_lengths
 from jaxserve.eval.dataset_cell import DatasetCell
@@ -16,6 +15,7 @@ from jaxserve.eval.prompts import Chat, Plain, Style, fit
 from jaxserve.eval.recall_fixture import INDUCTION, induction
 from jaxserve.eval.tasks import RETRIEVAL
 from jaxserve.eval.tasks.filler import book
+from jaxserve.text.intake import Intake
 from jaxserve.text.tokenizer import Tokenizer
 
 
@@ -58,29 +58,29 @@ def _read(path: Path) -> str:
         raise ConfigError(f"--text {path} is not UTF-8: {error}") from None
 
 
-def plan(options: EvalOptions, inputs: Inputs, llm: LLM) -> list[Cell]:
-    """The cells that `options` ask for, in the order of the table.
+def plan(options: EvalOptions, inputs: Inputs, intake: Intake, max_model_len: int) -> list[Cell]:
+    """The cells that `options` ask for, in the order of the table; no engine is needed.
 
     Raises:
         ConfigError: a length that the model or a task does not have.
     """
     cells: list[Cell] = []
     for name, questions in inputs.sets.items():
-        cells.append(_dataset(options, name, questions, llm))
+        cells.append(_dataset(options, name, questions, intake))
     for name in dict.fromkeys(options.task) if options.task != DEFAULT_TASKS or not inputs.sets else ():
         if name == PERPLEXITY:
-            cells.append(_perplexity(options, inputs.text, llm.get_tokenizer()))
+            cells.append(_perplexity(options, inputs.text, intake.tokenizer))
         else:
-            cells += _retrieval(options, name, llm)
-    check_lengths(cells, llm.limits.max_model_len)
+            cells += _retrieval(options, name, intake)
+    check_lengths(cells, max_model_len)
     return cells
 
 
-def _dataset(options: EvalOptions, name: str, questions: tuple[Item, ...], llm: LLM) -> Cell:
-    tokenizer = llm.get_tokenizer()
+def _dataset(options: EvalOptions, name: str, questions: tuple[Item, ...], intake: Intake) -> Cell:
+    tokenizer = intake.tokenizer
 
     def chat(prompt: str) -> list[int]:
-        text = llm.chat_prompt([{"role": "user", "content": prompt}])
+        text = intake.chat_prompt([{"role": "user", "content": prompt}])
         return tokenizer.encode(text, add_special_tokens=False)
 
     return DatasetCell(name, questions, tokenizer, tokenizer.encode if options.style == "plain" else chat)
@@ -91,10 +91,10 @@ def _perplexity(options: EvalOptions, text: str, tokenizer: Tokenizer) -> Cell:
     return PerplexityCell(tuple(windows(tokens, options.window, options.stride, tokenizer)), options.window)
 
 
-def _retrieval(options: EvalOptions, name: str, llm: LLM) -> list[Cell]:
-    tokenizer = llm.get_tokenizer()
+def _retrieval(options: EvalOptions, name: str, intake: Intake) -> list[Cell]:
+    tokenizer = intake.tokenizer
     task = induction if name == INDUCTION else RETRIEVAL[name]
-    style: Style = Plain(tokenizer) if options.style == "plain" else Chat(tokenizer, llm.chat_prompt)
+    style: Style = Plain(tokenizer) if options.style == "plain" else Chat(tokenizer, intake.chat_prompt)
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from jaxserve import __version__
-from jaxserve.api import LLM
+from jaxserve.api import LLM, read_intake
+from jaxserve.checkpoint.source import model_folder
 from jaxserve.config import ConfigError, EngineConfig, fields_of
 from jaxserve.eval.cells import Cell
 from jaxserve.eval.memory import kv_bytes
@@ -48,11 +49,12 @@ def evaluate(config: EvalConfig, progress: bool = True, label: str = "") -> Resu
     inputs = read_inputs(config.eval)
     folder = None if config.eval.out is None else _folder(Path(config.eval.out), config)
     with ExitStack() as stack:
-        engine = flat_options(config.engine)
-        if INDUCTION in config.eval.task and engine["model"] is None:
-            engine["model"] = str(write(Path(stack.enter_context(TemporaryDirectory()))))
-        llm = stack.enter_context(LLM(**engine))
-        cells = plan(config.eval, inputs, llm)
+        engine = config.engine
+        if INDUCTION in config.eval.task and engine.model.model is None:
+            made = write(Path(stack.enter_context(TemporaryDirectory())))
+            engine = replace(engine, model=replace(engine.model, model=str(made)))
+        cells = plan(config.eval, inputs, read_intake(engine), _max_model_len(engine))
+        llm = stack.enter_context(LLM(**flat_options(engine)))
         rows, seconds = run_cells(cells, llm, folder, progress, label)
         lengths = sorted({cell.longest for cell in cells})
         per_token = {n: kv_bytes(llm.ready.page_classes, n) / n for n in lengths}
@@ -86,6 +88,13 @@ def run_cells(
             if file is not None:
                 file.append(found[cell.key])
     return {cell.key: found[cell.key] for cell in cells}, time.monotonic() - start
+
+
+def _max_model_len(engine: EngineConfig) -> int:
+    # Imported late: the process that compares configurations has no jax, the engines' own have.
+    from jaxserve.checkpoint import read_config
+
+    return engine.model.max_model_len or read_config(model_folder(engine.model)).max_position
 
 
 def _reusing(engine: EngineConfig, reuse: str) -> EngineConfig:
