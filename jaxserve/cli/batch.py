@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from jaxserve.cli.talk import add_server_options, api_base, auth_headers
 from jaxserve.config import ConfigError, human_int, read_yaml
 
 if TYPE_CHECKING:
-    from jaxserve.batch.progress import Progress
     from jaxserve.batch.run import AnswerTo
 
 
@@ -65,30 +65,41 @@ def run(args: argparse.Namespace) -> int:
         chosen = {*vars(args), *(read_yaml(args.config) if getattr(args, "config", None) else ())}
         if "scheduling_policy" not in chosen:
             config = replace(config, scheduler=replace(config.scheduler, scheduling_policy=BATCH_POLICY))
-        from jaxserve.batch.local import local_answers
 
-        return _run(args, window, local_answers(config, window))
+        def local() -> AbstractAsyncContextManager[AnswerTo]:
+            from jaxserve.batch.local import local_answers
+
+            return local_answers(config, window)
+
+        asyncio.run(_job(args, window, local))
+        return 0
     if "model" in args:
         raise ConfigError("--model has no meaning with --url: each line names its model")
     base, headers = api_base(args.url), auth_headers(args.api_key)
-    from jaxserve.batch.remote import remote_answers
 
-    return _run(args, window, remote_answers(base, headers, concurrency))
+    def remote() -> AbstractAsyncContextManager[AnswerTo]:
+        from jaxserve.batch.remote import remote_answers
+
+        return remote_answers(base, headers, concurrency)
+
+    asyncio.run(_job(args, window, remote))
+    return 0
 
 
-def _run(args: argparse.Namespace, window: int, answers: AbstractAsyncContextManager[AnswerTo]) -> int:
+async def _job(
+    args: argparse.Namespace, window: int, answers: Callable[[], AbstractAsyncContextManager[AnswerTo]]
+) -> None:
+    """Imports inside the event loop, whose Ctrl-C cancels this task: outside of it Python loses the KeyboardInterrupt
+    that meets jax's callback of the garbage collector, and imports collect a lot."""
     from jaxserve.batch.run import JobFailed, check_paths, run_job
 
-    async def job() -> Progress:
-        check_paths(args.input, args.output)  # before an engine is loaded for nothing
-        async with answers as answer:
-            return await run_job(args.input, args.output, answer, window)
-
+    check_paths(args.input, args.output)  # before an engine is loaded for nothing
     try:
-        asyncio.run(job()).finish()
+        async with answers() as answer:
+            progress = await run_job(args.input, args.output, answer, window)
     except JobFailed as error:
         raise Failure(f"{error}; run the same command again to go on") from None
-    return 0
+    progress.finish()
 
 
 def _count(flag: str, text: str) -> int:
