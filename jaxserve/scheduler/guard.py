@@ -91,13 +91,25 @@ class Guard(Policy):
         return self._answer(lambda policy: policy.may_preempt(want, victim, view))
 
     def victims(self, view: View) -> Iterator[SeqView]:
-        return self._each(lambda policy: policy.victims(view))
+        """Lazy: most often the first of hundreds is enough. Nobody is offered twice, whoever answers."""
+        offered: set[SeqId] = set()
+        if not self._failed:
+            try:
+                for seq in self.policy.victims(view):
+                    offered.add(seq.id)
+                    yield seq
+                return
+            except Exception as error:
+                self._note(error)
+        for seq in self._fallback.victims(view):
+            if seq.id not in offered:
+                yield seq
 
     def pin_s(self, seq: SeqView, view: View) -> float:
         return self._answer(lambda policy: policy.pin_s(seq, view))
 
     def pins(self, view: View) -> Iterator[PinView]:
-        return self._each(lambda policy: policy.pins(view))
+        return iter(self._answer(lambda policy: list(policy.pins(view))))  # a generator may raise at its end only
 
     def may_unpin(self, want: SeqView, pin: PinView, view: View) -> bool:
         return self._answer(lambda policy: policy.may_unpin(want, pin, view))
@@ -115,10 +127,6 @@ class Guard(Policy):
             except Exception as error:
                 self._note(error)
         return ask(self._fallback)
-
-    def _each(self, ask: Callable[[Policy], Iterator[T]]) -> Iterator[T]:
-        """Lists are short here, and a generator may raise at its end only."""
-        return iter(self._answer(lambda policy: list(ask(policy))))
 
     def _note(self, error: Exception) -> None:
         self.errors += 1
