@@ -67,16 +67,16 @@ class Guard(Policy):
         self._failed = False
 
     def rank(self, view: View) -> Iterator[SeqView]:
-        ranked = self._answer(lambda policy: policy.rank(view))
-        while not self._failed:
+        if not self._failed:
             try:
-                seq = next(ranked, None)
+                for seq in self.policy.rank(view):
+                    yield seq
+                    if self._failed:  # some other answer
+                        break
+                else:
+                    return
             except Exception as error:
                 self._note(error)
-                break
-            if seq is None:
-                return
-            yield seq
         yield from self._fallback.rank(view)  # the builder passes over those that have had their share
 
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:

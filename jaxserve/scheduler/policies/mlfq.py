@@ -40,8 +40,8 @@ class SkipJoinMLFQ(Policy):
     Level i has a quantum of `first_quantum_s * ratio**i`. A request joins the first level whose quantum covers its
     prompt alone, so it need not sink through levels that it would only pass. It is charged the duration of each step
     that it takes part in, and sinks a level when its quantum is used up. A better level displaces a worse one, never
-    its own; who was displaced goes to the front of its level, who arrives or sinks to the back. Every `check_every`
-    steps those that have not computed for `starve_s` seconds are lifted to the top: checking at every step would swap
+    its own, and at most `per_step` do so in a step, since a place that changes hands costs a tile and planning time; who
+    was displaced goes to the front of its level, who arrives or sinks to the back. Every `check_every` steps those that have not computed for `starve_s` seconds are lifted to the top: checking at every step would swap
     all the time.
     """
 
@@ -55,6 +55,7 @@ class SkipJoinMLFQ(Policy):
         starve_s: float = 3.0,
         check_every: int = 1000,
         full: float = 0.9,
+        per_step: int = 8,
     ) -> None:
         self.levels = levels
         self.first_quantum_s = first_quantum_s
@@ -62,6 +63,7 @@ class SkipJoinMLFQ(Policy):
         self.starve_s = starve_s
         self.check_every = check_every
         self.full = full
+        self.per_step = per_step
         self._tokens = 0
         """What all jobs that have been started and have not ended hold, or would if nothing had been taken from them.
         """
@@ -74,6 +76,8 @@ class SkipJoinMLFQ(Policy):
         """Who takes part, without a token to show for it, in the steps whose end has not been reported."""
         self._residents: list[list[SeqView]] = []
         """Those of the plan that is being made, by level and arrival."""
+        self._displaced = 0
+        """By that plan, as far as `_has_place` has looked."""
         self._stamp = 0
         self._until_check = check_every
 
@@ -175,6 +179,7 @@ class SkipJoinMLFQ(Policy):
     def rank(self, view: View) -> Iterator[SeqView]:
         jobs = self._jobs
         residents = self._residents = [[] for _ in range(self.levels)]
+        self._displaced = 0
         for seq in view.residents():
             residents[jobs[seq.id].level].append(seq)
         room = self._room(view)
@@ -199,8 +204,9 @@ class SkipJoinMLFQ(Policy):
         for worse in reversed(self._residents[level + 1 :]):
             while worse and not worse[-1].resident:  # displaced by this plan, from the end as `victims` offers them
                 worse.pop()
+                self._displaced += 1
             if worse:
-                return True
+                return self._displaced < self.per_step
         return False
 
     def _room(self, view: View) -> float:

@@ -8,7 +8,7 @@ from itertools import islice
 
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, Wrapper
-from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.request import DECODE
 from jaxserve.scheduler.view import Budget, SeqView, View
 from jaxserve.types import PAGE_TOKENS, SeqId
 
@@ -35,15 +35,15 @@ class Prepacking(Wrapper):
         prompts: list[SeqView] = []
         inner = self.inner.rank(view)
         for seq in inner:
-            if seq.phase is Phase.DECODE:
+            if seq.phase is DECODE:
                 yield seq
             else:
                 prompts.append(seq)
                 prompts.extend(islice(inner, self.window))
                 break
         self._share = {}
-        decoding = [seq for seq in prompts if seq.phase is Phase.DECODE]
-        prompts = [seq for seq in prompts if seq.phase is not Phase.DECODE]
+        decoding = [seq for seq in prompts if seq.phase is DECODE]
+        prompts = [seq for seq in prompts if seq.phase is not DECODE]
         yield from decoding
         yield from self._pack(prompts, view)
         yield from inner
@@ -68,7 +68,7 @@ class Prepacking(Wrapper):
         return [*packed, *passed]
 
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
-        if seq.phase is Phase.DECODE:
+        if seq.phase is DECODE:
             return self.inner.tokens(seq, left, view)
         share = self._share.get(seq.id)
         return piece(seq, left.tiles - self._spare) if share is None else share

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from jaxserve.scheduler.costs import cost
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.queue import DisplacingPolicy
@@ -23,15 +21,14 @@ class SRPT(DisplacingPolicy):
         super().__init__()
         self.margin = margin
 
-    def values(self, seqs: Iterable[SeqView], view: View) -> list[float]:
-        """Seconds that each still needs: its prompt and its answer, which is at least a token."""
+    def key(self, seq: SeqView, view: View) -> float:
+        """Seconds that it still needs: for its prompt, and for an answer of at least a token."""
+        output = seq.max_new if seq.output is None else seq.output
         decode_s = cost(view, "step_s") + cost(view, "decode_row_s")
-        prefill_s = cost(view, "prefill_token_s")
-        return [
-            max(1, (seq.max_new if seq.output is None else seq.output) - seq.known + seq.prompt) * decode_s
-            + (seq.target - seq.computed) * prefill_s
-            for seq in seqs
-        ]
+        return max(1, output - seq.generated) * decode_s + seq.remaining * cost(view, "prefill_token_s")
+
+    def most(self, seq: SeqView, view: View) -> float:
+        return self.key(seq, view)
 
     def pays(self, want: float, victim: float, view: View) -> bool:
         return want * self.margin < victim

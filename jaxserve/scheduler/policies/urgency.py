@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from jaxserve.scheduler.costs import cost
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.queue import DisplacingPolicy
@@ -31,17 +29,14 @@ class Urgency(DisplacingPolicy):
         """Tokens of an answer, a moving mean."""
         self._unfinished: dict[SeqId, SeqView] = {}
 
-    def values(self, seqs: Iterable[SeqView], view: View) -> list[float]:
-        """When each must start at the latest: urgency without the time that passes for all alike."""
-        step_s = cost(view, "step_s") + cost(view, "decode_row_s")
-        prefill_s, context_s = cost(view, "prefill_token_s"), cost(view, "context_token_s")
-        usual, default_s = self._answer, self.default_s
-        return [
-            (seq.arrival + default_s if seq.deadline is None else seq.deadline)
-            - (seq.target - seq.computed) * prefill_s
-            - max(1.0, min(usual, seq.max_new) - (known := seq.known) + seq.prompt) * (step_s + known * context_s)
-            for seq in seqs
-        ]
+    def key(self, seq: SeqView, view: View) -> float:
+        """When it must start at the latest: urgency without the time that passes for all alike."""
+        answer = max(1.0, min(self._answer, seq.max_new) - seq.generated)
+        token_s = cost(view, "step_s") + cost(view, "decode_row_s") + seq.known * cost(view, "context_token_s")
+        return self.most(seq, view) - seq.remaining * cost(view, "prefill_token_s") - answer * token_s
+
+    def most(self, seq: SeqView, view: View) -> float:
+        return seq.arrival + self.default_s if seq.deadline is None else seq.deadline
 
     def pays(self, want: float, victim: float, view: View) -> bool:
         return want + self.hysteresis_s < victim and want < view.now + self.hysteresis_s
