@@ -210,13 +210,20 @@ class SkipJoinMLFQ(Policy):
         return False
 
     def _room(self, view: View) -> float:
-        """Tokens of new jobs that may be started; any, when nothing else is there."""
-        host = iter(view.limits.host_pages)
+        """Tokens of new jobs that may be started; any, when nothing else is there. Host memory counts where a page
+        comes and goes faster than it is computed."""
+        host = iter(view.limits.host_pages if self._swap_pays(view) else ())
         pools = [[kind.pages + next(host, 0) for kind in group.classes] for group in view.groups]
         least = min((max(pages) for pages, g in zip(pools, view.groups, strict=True) if g.window is None), default=0)
         if not least or not self._tokens:
             return float("inf")
         return self.full * least * PAGE_TOKENS - self._tokens
+
+    @staticmethod
+    def _swap_pays(view: View) -> bool:
+        page = sum(max(kind.bytes for kind in group.classes) for group in view.groups)
+        most = view.limits.max_num_batched_tokens
+        return 2 * page / view.limits.host_link_bytes_s < PAGE_TOKENS * prefill_s(view, most) / most
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         mine, other = self._jobs[want.id].level, self._jobs[victim.id].level
