@@ -22,9 +22,8 @@ from jaxserve.sim.machine import published
 from jaxserve.sim.sweep import Cell, PolicySpec, Setting, capacity, sweep
 
 BAR = 0.97
-SAY_SO = ("static", "slora")
-"""Policies that lose at half load, as docs/techniques says: `static` is what is left without continuous batching, and
-`slora` believes `max_tokens`."""
+SAY_SO = ("static",)
+"""The baseline without continuous batching loses at any load (docs/techniques/which-policy.md)."""
 
 
 @dataclass(frozen=True)
