@@ -3,10 +3,10 @@
     python benchmarks/padding.py                         # half a minute
     python benchmarks/padding.py --trace azure-code
 
-A step with prompts is padded to the next of the compiled numbers of 64-token tiles, a prompt to the next tile. The first
-two rows are arithmetic on the same lengths: every prompt in a step of its own, and prompts side by side in rows as long
-as the longest (what Prepacking, arXiv:2404.09529, starts from). The others are counted over all steps of a simulation.
-Bar: `prepacking` at most 10 %.
+A step with prompts is padded to the next of the compiled numbers of 64-token tiles, a prompt to the next tile. The
+first two rows are arithmetic on the same lengths: every prompt in a step of its own, and prompts side by side in rows
+as long as the longest (what Prepacking, arXiv:2404.09529, starts from). The others are counted over all steps of a
+simulation. Bar: `prepacking` at most 10 %.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ def main() -> None:
         wasted = []
         for load in args.loads:
             counting = Counting(machine.cost)
-            run = replace(setting, machine=replace(machine, cost=counting)).run(
-                PolicySpec.parse(name), load * unit, 0
-            )
+            run = replace(setting, machine=replace(machine, cost=counting)).run(PolicySpec.parse(name), load * unit, 0)
             wasted.append(1 - run.totals["prefill_tokens"] / (counting.tiles * PAGE_TOKENS))
         verdict = ("met" if max(wasted) <= BAR else "missed") if name.startswith("prepacking") else ""
         table.append([name, *(f"{share:.1%}" for share in wasted), verdict])

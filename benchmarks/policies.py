@@ -130,7 +130,7 @@ def deadlines(args: argparse.Namespace) -> None:
     base = Setting(trace=trace, machine=published(), jobs=args.requests, arrivals="poisson", max_tokens=longest)
     unit = capacity(base)
     names = ("fcfs", "sarathi", "urgency")
-    print(f"{trace.name}: 64 slots, {args.requests} requests, {args.seeds} seeds; deadline: arrival + X + 0.1 s a token")
+    print(f"{trace.name}: {args.requests} requests, {args.seeds} seeds; deadline: arrival + X + 0.1 s a token")
     print(f"{'load':>5} {'X':>5} " + " ".join(f"{name:>16}" for name in names))
     for load in (0.8, 1.0, 1.2):
         for seconds in (5.0, 20.0):
@@ -145,7 +145,7 @@ def deadlines(args: argparse.Namespace) -> None:
 
 
 def run_length(args: argparse.Namespace) -> None:
-    """How the gain on a heavy tail depends on how long one looks: at load 1.0 the queue of `fcfs` grows all the time."""
+    """The gain on a heavy tail depends on how long one looks: at load 1.0 the queue of `fcfs` grows all the time."""
     trace = traces.load("heavy-tail")
     machine = published(max_num_seqs=16)
     longest = max(turn.output for turn in trace.turns)

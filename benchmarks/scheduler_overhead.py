@@ -3,8 +3,8 @@
     python benchmarks/scheduler_overhead.py                  # 512 running, 10,000 waiting, every policy
 
 Every step each running sequence gets a token; those that end are replaced by waiting ones, and as many arrive, so the
-numbers of running and waiting sequences stay what the table says. Times are processor seconds of this thread, which other
-processes disturb through caches and shared cores only; of several rounds the one with the least p99 is shown.
+numbers of running and waiting sequences stay what the table says. Times are processor seconds of this thread, which
+other processes disturb through caches and shared cores only; of several rounds the one with the least p99 is shown.
 """
 
 from __future__ import annotations
@@ -120,8 +120,9 @@ def main() -> None:
             rounds = [measured(policy, running, waiting, args.steps) for _ in range(args.rounds)]
             mean, p50, p99, most = min(rounds, key=lambda one: one[2])
             missed += p99 > BAR_US
-            met = "met" if p99 <= BAR_US else "missed"
-            print(f"{policy:16} {running:8} {waiting:8} {mean:9.0f} {p50:9.0f} {p99:9.0f} {most:9.0f}  {met}", flush=True)
+            verdict = "met" if p99 <= BAR_US else "missed"
+            times = f"{mean:9.0f} {p50:9.0f} {p99:9.0f} {most:9.0f}"
+            print(f"{policy:16} {running:8} {waiting:8} {times}  {verdict}", flush=True)
     print(f"bar: p99 of {args.steps} consecutive steps <= {BAR_US / 1e3:g} ms; {missed} missed")
 
 

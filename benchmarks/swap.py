@@ -3,11 +3,12 @@
     python benchmarks/swap.py                                  # about two minutes
     python benchmarks/swap.py --budget 2048 --gbps 24 --seeds 2
 
-Conversations in four classes of importance, drawn at random, under `priority`: a better class takes the place of a worse
-one, whose pages go to host memory and come back (FastSwitch's setting, arXiv:2411.18424). The same scheduler, on an
-A100's published cost; `gathered` is what the engine does, up to 16 pages in a copy, beside the steps. The next step waits
-for the others: `per-page` copies page by page, `per-block` the blocks of 16 tokens of each layer, as vLLM did. Time between tokens: of all tokens, and of those whose sequence had its place all
-the time (what a swap does to its neighbours). Bars: 4 times fewer copies, p99.9 2 times better.
+Conversations in four classes of importance, drawn at random, under `priority`: a better class takes the place of a
+worse one, whose pages go to host memory and come back (FastSwitch's setting, arXiv:2411.18424). The same scheduler, on
+an A100's published cost; `gathered` is what the engine does, up to 16 pages in a copy, beside the steps. The next step
+waits for the others: `per-page` copies page by page, `per-block` the blocks of 16 tokens of each layer, as vLLM did.
+Time between tokens: of all tokens, and of those whose sequence had its place all the time (what a swap does to its
+neighbours). Bars: 4 times fewer copies, p99.9 2 times better.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Link:
-    """Copies of up to `pages` pages each, or each page in `pieces` copies; `issue_s` of the link's time before the first
-    byte of each. `overlaps`: steps go on meanwhile; otherwise the next step waits until all is copied."""
+    """Copies of up to `pages` pages each, or each page in `pieces` copies; `issue_s` of the link's time before the
+    first byte of each. `overlaps`: steps go on meanwhile; otherwise the next step waits until all is copied."""
 
     pages: int
     overlaps: bool
@@ -27,5 +27,5 @@ LINKS = {
     "per-page": Link(pages=1, overlaps=False),
     "per-block": Link(pages=1, overlaps=False, pieces=320, issue_s=8e-6),
 }
-"""By name: what the engine does (engine/mover.py); one call per page that the loop waits for; and one for each block of 16
-tokens of one layer's keys or values, as FastSwitch (arXiv:2411.18424) found it in vLLM: OPT-13B has 40 layers."""
+"""By name: what the engine does (engine/mover.py); one call per page that the loop waits for; and one for each block of
+16 tokens of one layer's keys or values, as FastSwitch (arXiv:2411.18424) found it in vLLM: OPT-13B has 40 layers."""

@@ -22,8 +22,8 @@ PUBLISHED_BYTES_PER_TOKEN = 819_200
 SHAPE_OPTIONS = ("max_num_seqs", "max_num_batched_tokens")
 LIMIT_OPTIONS = ("enable_prefix_caching", "pin_share", "pin_ttl_s")
 HOST_OPTIONS = ("host_kv_tokens", "host_link_gbps", "host_copies")
-"""Host memory to swap to, in tokens of each pool; the rate of copies to and from it, in GB/s a direction; and how they are
-made, by the names in link.py."""
+"""Host memory to swap to, in tokens of each pool; the rate of copies to and from it, in GB/s a direction; and how they
+are made, by the names in link.py."""
 OPTIONS = (*SHAPE_OPTIONS, *LIMIT_OPTIONS, *HOST_OPTIONS)
 
 

@@ -108,7 +108,7 @@ class Replica:
         self.calls: dict[SeqId, Call] = {}
         self.gaps = Gaps()
         self.steady = Gaps()
-        """Those of them between a sequence's tokens of consecutive steps: what others made it wait, not its own absence."""
+        """Of these, the ones between tokens of consecutive steps: others made the sequence wait, not its absence."""
         self.samples: list[Sample] = []
         self.steps = 0
         self.busy_s = 0.0

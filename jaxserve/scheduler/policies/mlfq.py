@@ -40,9 +40,9 @@ class SkipJoinMLFQ(Policy):
     Level i has a quantum of `first_quantum_s * ratio**i`. A request joins the first level whose quantum covers its
     prompt alone, so it need not sink through levels that it would only pass. It is charged the duration of each step
     that it takes part in, and sinks a level when its quantum is used up. A better level displaces a worse one, never
-    its own, and at most `per_step` do so in a step, since a place that changes hands costs a tile and planning time; who
-    was displaced goes to the front of its level, who arrives or sinks to the back. Every `check_every` steps those that have not computed for `starve_s` seconds are lifted to the top: checking at every step would swap
-    all the time.
+    its own, and at most `per_step` do so in a step, since a place that changes hands costs a tile and planning time;
+    who was displaced goes to the front of its level, who arrives or sinks to the back. Every `check_every` steps those
+    that have not computed for `starve_s` seconds are lifted to the top: checking at every step would swap all the time.
     """
 
     displaces = True

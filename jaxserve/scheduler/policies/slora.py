@@ -35,12 +35,12 @@ class SLoRA(Wrapper):
                 continue
             if needs is None:
                 needs = sorted(self._needs(view.residents()))
-            if needs and peak(needs, *self._needs((seq,))) > capacity:
+            if needs and peak(needs, self._needs((seq,))[0]) > capacity:
                 view.refuse_newcomers()
                 continue
             yield seq
             if seq.resident:
-                insort(needs, *self._needs((seq,)))
+                insort(needs, self._needs((seq,))[0])
 
     def _needs(self, seqs: Iterable[SeqView]) -> list[tuple[int, int]]:
         """(minus tokens still to come, tokens held then at least) of each."""
