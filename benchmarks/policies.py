@@ -1,6 +1,7 @@
 """What scheduling policies gain: the engine's own scheduler in virtual time, on an A100's published cost.
 
-    python benchmarks/policies.py heavy-tail light-tail agents offline fairness    # all of them: about ten minutes
+    python benchmarks/policies.py                    # every case: about twenty minutes
+    python benchmarks/policies.py deadlines
     python benchmarks/policies.py heavy-tail --seeds 2 --requests 500              # a quick look
 
 Every case compares policies on the same arrivals and prints ratios to `fcfs` (above 1 is better) with 95 % intervals
@@ -10,12 +11,14 @@ over seeds. Load 1.0 is the machine's capacity for the trace under sarathi.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
 
 from jaxserve.sim import traces
 from jaxserve.sim.machine import published
+from jaxserve.sim.metrics import SLO
 from jaxserve.sim.sweep import PolicySpec, Setting, capacity, sweep
 from jaxserve.sim.workload import Job, Trace, sample
 
@@ -120,6 +123,50 @@ def fairness(args: argparse.Namespace) -> None:
         print(f"{name:12} {interval(shares):>16} {interval(times):>20}")
 
 
+def deadlines(args: argparse.Namespace) -> None:
+    """Every request has one: some seconds to its first token and 0.1 s a token. The share that is complete in time."""
+    trace = traces.load("azure-conv")
+    longest = max(turn.output for turn in trace.turns)
+    base = Setting(trace=trace, machine=published(), jobs=args.requests, arrivals="poisson", max_tokens=longest)
+    unit = capacity(base)
+    names = ("fcfs", "sarathi", "urgency")
+    print(f"{trace.name}: {args.requests} requests, {args.seeds} seeds; deadline: arrival + X + 0.1 s a token")
+    print(f"{'load':>5} {'X':>5} " + " ".join(f"{name:>16}" for name in names))
+    for load in (0.8, 1.0, 1.2):
+        for seconds in (5.0, 20.0):
+            slo = SLO(ttft=seconds, tpot=0.1)
+            setting = dataclasses.replace(base, slo=slo)
+            shares = []
+            for name in names:
+                runs = [setting.run(PolicySpec.parse(name), load * unit, seed).served for seed in range(args.seeds)]
+                met = [[one.finish <= slo.deadline(one.arrival, one.output) for one in served] for served in runs]
+                shares.append(interval([statistics.fmean(one) for one in met]))
+            print(f"{load:5} {seconds:5g} " + " ".join(f"{share:>16}" for share in shares), flush=True)
+
+
+def run_length(args: argparse.Namespace) -> None:
+    """The gain on a heavy tail depends on how long one looks: at load 1.0 the queue of `fcfs` grows all the time."""
+    trace = traces.load("heavy-tail")
+    machine = published(max_num_seqs=16)
+    longest = max(turn.output for turn in trace.turns)
+    base = Setting(trace=trace, machine=machine, jobs=args.requests, arrivals="poisson", max_tokens=longest)
+    unit = capacity(base)
+    print(f"{trace.name}: 16 slots, {args.seeds} seeds; gain of mlfq over fcfs in mean (p99) job completion time")
+    loads, lengths = (0.9, 1.0), (300, 600, 1000, 2000, 4000)
+    print(f"{'jobs':>6} {'hours at 1.0':>13} " + " ".join(f"{f'load {load:g}':>28}" for load in loads))
+    for jobs in lengths:
+        setting, texts = dataclasses.replace(base, jobs=jobs), []
+        for load in loads:
+            specs = [PolicySpec.parse(name) for name in ("fcfs", "mlfq")]
+            plain, queues = (cell.runs for cell in sweep(setting, specs, [load], args.seeds, unit))
+            mean, p99 = (
+                interval([one[name] / other[name] for one, other in zip(plain, queues, strict=True)])
+                for name in ("jct_mean_s", "jct_p99_s")
+            )
+            texts.append(f"{mean} ({p99})")
+        print(f"{jobs:6} {jobs / unit / 3600:13.2f} " + " ".join(f"{text:>28}" for text in texts), flush=True)
+
+
 def _of(trace: Trace, tenant: str) -> list[Job]:
     import msgspec
 
@@ -132,6 +179,8 @@ CASES = {
     "agents": agents,
     "offline": offline,
     "fairness": fairness,
+    "deadlines": deadlines,
+    "run-length": run_length,
 }
 
 

@@ -1,9 +1,10 @@
 """Processor time of the scheduler per step: events in, plan out, without a device.
 
-    python benchmarks/scheduler_overhead.py [--steps 1000]
+    python benchmarks/scheduler_overhead.py                  # 512 running, 10,000 waiting, every policy
 
 Every step each running sequence gets a token; those that end are replaced by waiting ones, and as many arrive, so the
-numbers of running and waiting sequences stay what the table says.
+numbers of running and waiting sequences stay what the table says. Times are processor seconds of this thread, which
+other processes disturb through caches and shared cores only; of several rounds the one with the least p99 is shown.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxserve.scheduler import Limits, Scheduler, make_policy, policy_names
 from jaxserve.types import Arrive, PageClass, PageClasses, Plan, SeqResult, StepDone, Tick
 
 CASES = ((64, 0), (256, 0), (256, 10_000), (512, 10_000))
+BAR_US = 2000.0
 
 
 class Load:
@@ -94,23 +96,34 @@ class Load:
         return StepDone(now=self._now, step=plan.step, duration=0.02, results=tuple(results))
 
 
+def measured(policy: str, running: int, waiting: int, steps: int) -> tuple[float, float, float, float]:
+    """Mean, median, p99 and maximum of consecutive steps, in microseconds, the garbage collector's time included."""
+    load = Load(policy, running, waiting)
+    for _ in range(300):
+        load.step()
+    gc.collect()
+    took = sorted(load.step() * 1e6 for _ in range(steps))
+    return sum(took) / steps, took[steps // 2], took[steps * 99 // 100], took[-1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--policies", nargs="+", default=policy_names(), help="Default: all. Wrappers: outer+inner.")
-    parser.add_argument("--only-largest", action="store_true", help="512 running, 10,000 waiting.")
+    parser.add_argument("--rounds", type=int, default=3, help="the least disturbed one is shown (default 3)")
+    parser.add_argument("--policies", nargs="+", default=policy_names(), help="default: all. Wrappers: outer+inner.")
+    parser.add_argument("--all-sizes", action="store_true", help="also 64 and 256 running ones, and an empty queue")
     args = parser.parse_args()
-    steps, policies = args.steps, args.policies
-    print(f"{'policy':16} {'running':>8} {'waiting':>8} {'mean us':>9} {'p50 us':>9} {'p99 us':>9}")
-    for running, waiting in CASES[-1:] if args.only_largest else CASES:
-        for policy in policies:
-            load = Load(policy, running, waiting)
-            for _ in range(300):
-                load.step()
-            gc.collect()
-            took = sorted(load.step() * 1e6 for _ in range(steps))
-            mean, p50, p99 = sum(took) / steps, took[steps // 2], took[steps * 99 // 100]
-            print(f"{policy:16} {running:8} {waiting:8} {mean:9.0f} {p50:9.0f} {p99:9.0f}", flush=True)
+    print(f"{'policy':16} {'running':>8} {'waiting':>8} {'mean us':>9} {'p50 us':>9} {'p99 us':>9} {'max us':>9}  bar")
+    missed = 0
+    for running, waiting in CASES if args.all_sizes else CASES[-1:]:
+        for policy in args.policies:
+            rounds = [measured(policy, running, waiting, args.steps) for _ in range(args.rounds)]
+            mean, p50, p99, most = min(rounds, key=lambda one: one[2])
+            missed += p99 > BAR_US
+            verdict = "met" if p99 <= BAR_US else "missed"
+            times = f"{mean:9.0f} {p50:9.0f} {p99:9.0f} {most:9.0f}"
+            print(f"{policy:16} {running:8} {waiting:8} {times}  {verdict}", flush=True)
+    print(f"bar: p99 of {args.steps} consecutive steps <= {BAR_US / 1e3:g} ms; {missed} missed")
 
 
 if __name__ == "__main__":

@@ -67,16 +67,16 @@ class Guard(Policy):
         self._failed = False
 
     def rank(self, view: View) -> Iterator[SeqView]:
-        ranked = self._answer(lambda policy: policy.rank(view))
-        while not self._failed:
+        if not self._failed:
             try:
-                seq = next(ranked, None)
+                for seq in self.policy.rank(view):
+                    yield seq
+                    if self._failed:  # some other answer
+                        break
+                else:
+                    return
             except Exception as error:
                 self._note(error)
-                break
-            if seq is None:
-                return
-            yield seq
         yield from self._fallback.rank(view)  # the builder passes over those that have had their share
 
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
@@ -91,13 +91,25 @@ class Guard(Policy):
         return self._answer(lambda policy: policy.may_preempt(want, victim, view))
 
     def victims(self, view: View) -> Iterator[SeqView]:
-        return self._each(lambda policy: policy.victims(view))
+        """Lazy: most often the first of hundreds is enough. Nobody is offered twice, whoever answers."""
+        offered: set[SeqId] = set()
+        if not self._failed:
+            try:
+                for seq in self.policy.victims(view):
+                    offered.add(seq.id)
+                    yield seq
+                return
+            except Exception as error:
+                self._note(error)
+        for seq in self._fallback.victims(view):
+            if seq.id not in offered:
+                yield seq
 
     def pin_s(self, seq: SeqView, view: View) -> float:
         return self._answer(lambda policy: policy.pin_s(seq, view))
 
     def pins(self, view: View) -> Iterator[PinView]:
-        return self._each(lambda policy: policy.pins(view))
+        return iter(self._answer(lambda policy: list(policy.pins(view))))  # a generator may raise at its end only
 
     def may_unpin(self, want: SeqView, pin: PinView, view: View) -> bool:
         return self._answer(lambda policy: policy.may_unpin(want, pin, view))
@@ -115,10 +127,6 @@ class Guard(Policy):
             except Exception as error:
                 self._note(error)
         return ask(self._fallback)
-
-    def _each(self, ask: Callable[[Policy], Iterator[T]]) -> Iterator[T]:
-        """Lists are short here, and a generator may raise at its end only."""
-        return iter(self._answer(lambda policy: list(ask(policy))))
 
     def _note(self, error: Exception) -> None:
         self.errors += 1

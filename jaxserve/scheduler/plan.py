@@ -172,7 +172,7 @@ class Draft:
         start = self._start(seq)
         if seq.kept is not None and self._fetch(seq, seq.kept, start):
             return True
-        if not self._fits(seq, start, []):
+        if not self._fits(seq, start):
             victims = self._displaced_by(seq, start)
             if victims is None:
                 return False
@@ -180,7 +180,7 @@ class Draft:
                 self.preempt(victim, self._how[victim.id])
             if seq.kept is not None and self._fetch(seq, seq.kept, start):
                 return True
-        if not self._others([]):
+        if not self._others():
             if self.programs.num_hard:
                 start = self._unpin_for(seq, start)
             if start.copied and not self.pages.has(self.pages.need_to_start(seq, start)):
@@ -267,32 +267,34 @@ class Draft:
             start = self.pages.prefix(seq)
         return start
 
-    def _others(self, victims: list[Seq]) -> int:
-        """Residents beside a newcomer once `victims` are gone."""
-        return len(self.roster.residents) + len(self.admitted) - len(self.preempted) - len(victims)
+    def _others(self) -> int:
+        """Residents beside a newcomer."""
+        return len(self.roster.residents) + len(self.admitted) - len(self.preempted)
 
-    def _fits(self, seq: Seq, start: Start, victims: list[Seq]) -> bool:
-        """Whether `seq` can be admitted once `victims` are gone."""
-        if not self.roster.has_slot and not victims:
+    def _fits(self, seq: Seq, start: Start) -> bool:
+        """Whether `seq` can be admitted without anybody's leaving."""
+        if not self.roster.has_slot:
             return False
-        if self._others(victims) <= 0:
-            return True
-        room = self.pages.available()
-        for victim in victims:
-            gained = self.pages.exclusive(victim, [shared.values() for shared in start.shared])
-            room = [a + b for a, b in zip(room, gained, strict=True)]
+        return self._others() <= 0 or self.pages.has(self._wanted(seq, start))
+
+    def _wanted(self, seq: Seq, start: Start) -> list[int]:
+        """Pages by pool that must be available for a newcomer beside others."""
         wanted = zip(self.pages.need_to_start(seq, start), self._others_need(), self.pages.watermark(), strict=True)
-        return all(sum(pages) <= available for pages, available in zip(wanted, room, strict=True))
+        return [sum(pages) for pages in wanted]
 
     def _displaced_by(self, seq: Seq, start: Start) -> list[Seq] | None:
         """Residents whose eviction makes room for a newcomer, if the policy lets it take their place."""
         if not self.policy.displaces:
             return None
         victims: list[Seq] = []
+        wanted, room = self._wanted(seq, start), self.pages.available()
+        keep = [shared.values() for shared in start.shared]
         for victim in self._victims(seq):
             if victim.family is not seq.family:
                 victims.append(victim)
-                if self._fits(seq, start, victims):
+                room = [a + b for a, b in zip(room, self.pages.exclusive(victim, keep), strict=True)]
+                alone = len(victims) >= self._others()
+                if alone or all(a >= b for a, b in zip(room, wanted, strict=True)):
                     return victims
         return None
 
@@ -306,21 +308,22 @@ class Draft:
                     self._reserve(seq)
         return self._reserved
 
-    def _reserve(self, seq: Seq) -> None:
+    def _reserve(self, seq: Seq, sign: int = 1) -> None:
         assert self._reserved is not None
         for i, need in enumerate(self.pages.need(seq)):
-            self._reserved[i] += need
+            self._reserved[i] += sign * need
 
     # Victims
 
     def preempt(self, seq: Seq, how: Evict = Evict.SWAP) -> None:
+        if self._reserved is not None and seq.phase is Phase.PREFILL:
+            self._reserve(seq, -1)
         seq.kept = keep(self.pages, seq)
         self.roster.free_slot(seq)
         seq.leave(self.step)
         if how is Evict.SWAP and self.swap.hosts:
             self.moves.extend(self.swap.out(seq, seq.kept, self.view))
         self.preempted.append(seq)
-        self._reserved = None
 
     def _grow(self, seq: Seq, span: Span) -> bool:
         """Tables up to `span`, at the cost of victims if need be."""

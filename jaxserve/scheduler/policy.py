@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Set
 from enum import Enum
 from typing import Any
 
-from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.request import DECODE, PREFILL
 from jaxserve.scheduler.view import Budget, PinView, SeqView, View
 from jaxserve.types import Event, Plan, SeqId
 
@@ -58,7 +58,7 @@ class Policy:
         Any positive number gives a DECODE sequence one row. For a prefill the builder cuts it to what fits and, unless
         it reaches the end of the prompt, to a page boundary, but not below one tile.
         """
-        if seq.phase is Phase.DECODE:
+        if seq.phase is DECODE:
             return view.limits.q
         return seq.remaining if seq.resident else seq.known
 
@@ -158,11 +158,9 @@ class Wrapper(Policy):
 
 def decodes(view: View) -> list[SeqView]:
     """Residents that generate, in order of arrival."""
-    decode = Phase.DECODE
-    return [seq for seq in view.residents() if seq.phase is decode]
+    return [seq for seq in view.residents() if seq.phase is DECODE]
 
 
 def prefills(view: View) -> list[SeqView]:
     """Residents whose prompt is partly computed, in order of arrival."""
-    prefill = Phase.PREFILL
-    return [seq for seq in view.residents() if seq.phase is prefill]
+    return [seq for seq in view.residents() if seq.phase is PREFILL]

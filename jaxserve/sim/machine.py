@@ -11,6 +11,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.scheduler import Limits
 from jaxserve.sim.cost import CostModel, Published
+from jaxserve.sim.link import LINKS, Link
 from jaxserve.types import PAGE_TOKENS, PageClass, PageClasses
 
 PUBLISHED_KV_TOKENS = 56_000
@@ -20,8 +21,9 @@ PUBLISHED_BYTES_PER_TOKEN = 819_200
 
 SHAPE_OPTIONS = ("max_num_seqs", "max_num_batched_tokens")
 LIMIT_OPTIONS = ("enable_prefix_caching", "pin_share", "pin_ttl_s")
-HOST_OPTIONS = ("host_kv_tokens", "host_link_gbps")
-"""Host memory to swap to, in tokens of each pool, and the rate of copies to and from it, in GB/s a direction."""
+HOST_OPTIONS = ("host_kv_tokens", "host_link_gbps", "host_copies")
+"""Host memory to swap to, in tokens of each pool; the rate of copies to and from it, in GB/s a direction; and how they
+are made, by the names in link.py."""
 OPTIONS = (*SHAPE_OPTIONS, *LIMIT_OPTIONS, *HOST_OPTIONS)
 
 
@@ -35,6 +37,7 @@ class Machine:
     groups: tuple[PageClasses, ...]
     cost: CostModel
     host_s: float = 0.0
+    link: Link = LINKS["gathered"]
 
     def __post_init__(self) -> None:
         if self.shape.q != 1:
@@ -75,7 +78,13 @@ class Machine:
             changed["host_pages"] = (int(options["host_kv_tokens"]) // PAGE_TOKENS,) * pools
         if "host_link_gbps" in options:
             changed["host_link_bytes_s"] = 1e9 * options["host_link_gbps"]
-        return replace(self, shape=shape, limits=Limits(**shape.bounds, **kept | changed))
+        link = self.link
+        if "host_copies" in options:
+            name = options["host_copies"]
+            if name not in LINKS:
+                raise ValueError(f"host_copies={name} is none of {', '.join(LINKS)}")
+            link = LINKS[name]
+        return replace(self, shape=shape, limits=Limits(**shape.bounds, **kept | changed), link=link)
 
 
 def published(

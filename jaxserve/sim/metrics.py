@@ -76,6 +76,10 @@ class Gaps:
         for gap in seconds:
             self.add(gap)
 
+    def merge(self, other: Gaps) -> None:
+        self.seconds += other.seconds
+        self.counts += other.counts
+
     def figures(self) -> dict[str, float]:
         """mean, p50, p90, p99, p99.9 and max of the time between tokens."""
         if not self.seconds:

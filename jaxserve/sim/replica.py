@@ -34,9 +34,6 @@ from jaxserve.types import (
 SHORTEST_NAP_S = 1e-4
 """A policy that wants to be asked again at once is asked that much later: virtual time must pass."""
 
-MOVE_S = 2e-5
-"""What a gathered copy takes before its first byte is sent."""
-
 
 class Call:
     """A turn on its way through a replica. `left`: tokens that it will still generate."""
@@ -110,9 +107,13 @@ class Replica:
         self.scheduler = Scheduler(policy, machine.limits, machine.groups, Recorder(record) if record else None)
         self.calls: dict[SeqId, Call] = {}
         self.gaps = Gaps()
+        self.steady = Gaps()
+        """Of these, the ones between tokens of consecutive steps: others made the sequence wait, not its absence."""
         self.samples: list[Sample] = []
         self.steps = 0
         self.busy_s = 0.0
+        self.copies = 0
+        """Between device and host memory."""
         self._agenda = agenda
         self._inbox: deque[Call | SeqId | Move] = deque()
         self._turns: dict[str, Call] = {}
@@ -233,11 +234,15 @@ class Replica:
     # Moves
 
     def _start(self, move: Move, now: float) -> None:
-        """Moves of one direction follow each other on the link; both directions go on beside steps."""
-        size = len(move.pages) * self.machine.groups[move.group].classes[move.cls].bytes
+        """Moves of one direction follow each other on the link."""
+        link, pages = self.machine.link, len(move.pages)
+        page_bytes = self.machine.groups[move.group].classes[move.cls].bytes
         begin = max(now, self._link_free.get(move.kind, 0.0))
-        end = begin + MOVE_S + size / self.machine.limits.host_link_bytes_s
+        end = begin + link.seconds(pages, page_bytes, self.machine.limits.host_link_bytes_s)
         self._link_free[move.kind] = end
+        self.copies += link.copies(pages)
+        if not link.overlaps:
+            self._device_free = max(self._device_free, end)
         self._agenda.at(end, partial(self._moved, move))
 
     def _moved(self, move: Move, now: float) -> None:
@@ -281,6 +286,7 @@ class Replica:
         self._tokens += len(results)
         if steady:
             self.gaps.add(now - before, steady)
+            self.steady.add(now - before, steady)
         for work in plan.prefill:
             if work.samples and work.seq in calls:
                 append(self._first(calls[work.seq], now))

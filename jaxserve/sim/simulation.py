@@ -6,7 +6,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO
 
@@ -41,6 +41,8 @@ class Stuck(RuntimeError):
 class Simulated(Run):
     """A run, what its replicas looked like meanwhile, and what it took."""
 
+    steady: Gaps = field(default_factory=Gaps)
+    """Times between tokens of consecutive steps: `gaps` without those in which a sequence had no place."""
     timelines: tuple[tuple[Sample, ...], ...] = ()
     steps: int = 0
     busy_s: float = 0.0
@@ -111,14 +113,15 @@ class Simulation:
         waiting = [seq for replica in self._replicas for seq in replica.calls]
         if waiting:
             raise Stuck(f"{len(waiting)} requests wait and nothing runs: their policy never plans them ({waiting[:5]})")
-        gaps = Gaps()
+        gaps, steady = Gaps(), Gaps()
         for replica in self._replicas:
             replica.scheduler.check_integrity()
-            gaps.seconds += replica.gaps.seconds
-            gaps.counts += replica.gaps.counts
+            gaps.merge(replica.gaps)
+            steady.merge(replica.steady)
         return Simulated(
             served=self._served,
             gaps=gaps,
+            steady=steady,
             totals=self._totals(),
             refused=self._refused,
             timelines=tuple(tuple(replica.samples) for replica in self._replicas),
@@ -128,6 +131,7 @@ class Simulation:
 
     def _totals(self) -> dict[str, float]:
         totals: dict[str, float] = {"steps": sum(replica.steps for replica in self._replicas)}
+        totals["swap_copies"] = sum(replica.copies for replica in self._replicas)
         for name in COUNTERS:
             totals[name] = sum(replica.scheduler.counters[name] for replica in self._replicas)
         return totals

@@ -31,7 +31,7 @@ class Auto(Policy):
         self._seen = 0
         self._mean = 0.0
         self._square = 0.0
-        self._generated: dict[SeqId, int] = {}
+        self._unfinished: dict[SeqId, SeqView] = {}
 
     @property
     def spread(self) -> float:
@@ -51,14 +51,14 @@ class Auto(Policy):
             policy.on_event(event, view)
         if isinstance(event, StepDone):
             for result in event.results:
-                if result.seq in self._generated:
-                    self._generated[result.seq] += result.tokens
-                    if result.finished:
-                        self._learn(self._generated.pop(result.seq))
+                if result.finished and (seq := self._unfinished.pop(result.seq, None)) is not None:
+                    self._learn(seq.generated)
         elif isinstance(event, Arrive):
-            self._generated[event.seq] = 0
+            arrived = view.get(event.seq)
+            if arrived is not None:
+                self._unfinished[event.seq] = arrived
         elif isinstance(event, Abort):
-            self._generated.pop(event.seq, None)
+            self._unfinished.pop(event.seq, None)
 
     def _learn(self, length: int) -> None:
         self._seen += 1

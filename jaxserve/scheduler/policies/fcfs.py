@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, decodes, prefills
-from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.request import DECODE
 from jaxserve.scheduler.view import Budget, SeqView, View
 from jaxserve.types import PAGE_TOKENS
 
@@ -27,7 +27,7 @@ class FCFS(Policy):
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
         most = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // PAGE_TOKENS)
         tiles = min(left.tiles, left.tokens // PAGE_TOKENS)
-        if seq.phase is Phase.DECODE:
+        if seq.phase is DECODE:
             return view.limits.q if left.tiles == view.limits.max_tiles else 0
         wanted = super().tokens(seq, left, view)
         whole = wanted <= tiles * PAGE_TOKENS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Set
 from itertools import islice
+from math import inf
 
 from jaxserve.scheduler.costs import prefill_s
 from jaxserve.scheduler.policies import register
@@ -18,14 +19,16 @@ AHEAD = 4
 
 
 class Job:
-    """`used`: seconds of service at this level; `ran`: when it last computed something; `tokens`: what it holds, or
-    would hold if nothing had been taken from it, since it was first admitted."""
+    """`used`: seconds of service at this level; `ran`: when it last computed something; `started`: whether it has been
+    admitted before."""
 
-    __slots__ = ("level", "ran", "tokens", "used")
+    __slots__ = ("level", "quantum", "ran", "seq", "started", "used")
 
-    def __init__(self, level: int, now: float) -> None:
-        self.level = level
-        self.tokens = 0
+    def __init__(self, seq: SeqView, now: float) -> None:
+        self.seq = seq
+        self.level = 0
+        self.quantum = 0.0
+        self.started = False
         self.used = 0.0
         self.ran = now
 
@@ -37,9 +40,9 @@ class SkipJoinMLFQ(Policy):
     Level i has a quantum of `first_quantum_s * ratio**i`. A request joins the first level whose quantum covers its
     prompt alone, so it need not sink through levels that it would only pass. It is charged the duration of each step
     that it takes part in, and sinks a level when its quantum is used up. A better level displaces a worse one, never
-    its own; who was displaced goes to the front of its level, who arrives or sinks to the back. Every `check_every`
-    steps those that have not computed for `starve_s` seconds are lifted to the top: checking at every step would swap
-    all the time.
+    its own, and at most `per_step` do so in a step, since a place that changes hands costs a tile and planning time;
+    who was displaced goes to the front of its level, who arrives or sinks to the back. Every `check_every` steps those
+    that have not computed for `starve_s` seconds are lifted to the top: checking at every step would swap all the time.
     """
 
     displaces = True
@@ -52,6 +55,7 @@ class SkipJoinMLFQ(Policy):
         starve_s: float = 3.0,
         check_every: int = 1000,
         full: float = 0.9,
+        per_step: int = 8,
     ) -> None:
         self.levels = levels
         self.first_quantum_s = first_quantum_s
@@ -59,17 +63,21 @@ class SkipJoinMLFQ(Policy):
         self.starve_s = starve_s
         self.check_every = check_every
         self.full = full
+        self.per_step = per_step
         self._tokens = 0
-        """Of all jobs that have been started and have not ended."""
-        self._quanta = [first_quantum_s * ratio**level for level in range(levels)]
+        """What all jobs that have been started and have not ended hold, or would if nothing had been taken from them.
+        """
+        self._quanta = [*(first_quantum_s * ratio**level for level in range(levels - 1)), inf]
         self._jobs: dict[SeqId, Job] = {}
         self._queues = [Queue() for _ in range(levels)]
         """Displaced jobs by level."""
         self._new = [Queue() for _ in range(levels)]
-        self._steps: deque[tuple[int, list[SeqId]]] = deque()
-        """Who takes part in the steps whose end has not been reported."""
+        self._steps: deque[tuple[int, set[SeqId]]] = deque()
+        """Who takes part, without a token to show for it, in the steps whose end has not been reported."""
         self._residents: list[list[SeqView]] = []
         """Those of the plan that is being made, by level and arrival."""
+        self._displaced = 0
+        """By that plan, as far as `_has_place` has looked."""
         self._stamp = 0
         self._until_check = check_every
 
@@ -80,117 +88,142 @@ class SkipJoinMLFQ(Policy):
 
     def on_event(self, event: Event, view: View) -> None:
         if isinstance(event, StepDone):
-            self._charge(event, view)
-            for result in event.results:
-                job = self._jobs.get(result.seq)
-                if job is not None:
-                    job.tokens += result.tokens
-                    self._tokens += result.tokens
-                if result.finished:
-                    self._forget(result.seq)
+            self._step_done(event, view)
         elif isinstance(event, Arrive):
             seq = view.get(event.seq)
             if seq is not None:
                 need = prefill_s(view, seq.prompt)
-                last = self.levels - 1
-                level = next((i for i, quantum in enumerate(self._quanta) if need <= quantum), last)
-                self._jobs[seq.id] = Job(level, view.now)
-                self._wait(seq, front=False)
+                job = self._jobs[seq.id] = Job(seq, view.now)
+                job.level, job.quantum = next((i, most) for i, most in enumerate(self._quanta) if need <= most)
+                self._wait(job, front=False)
         elif isinstance(event, Abort):
             self._forget(event.seq)
 
     def on_plan(self, plan: Plan, view: View) -> None:
         for admit in plan.admits:
-            seq, job = view.get(admit.seq), self._jobs[admit.seq]
-            if not job.tokens and seq is not None:
-                job.tokens = seq.known
-                self._tokens += seq.known
-                self._new[job.level].discard(admit.seq)
-            self._queues[job.level].discard(admit.seq)
+            job = self._jobs[admit.seq]
+            self._queue(job).discard(admit.seq)
+            if not job.started:
+                job.started = True
+                self._tokens += job.seq.known
         for preempted in plan.preempted:
-            seq = view.get(preempted)
-            if seq is not None:
-                self._wait(seq, front=True)
+            if preempted in self._jobs:
+                self._wait(self._jobs[preempted], front=True)
         if plan.has_work:
-            tiles = dict.fromkeys(work.seq for work in plan.prefill)
-            self._steps.append((plan.step, [work.seq for work in plan.decode] + list(tiles)))
+            self._steps.append((plan.step, {work.seq for work in plan.prefill if not work.samples}))
 
-    def _charge(self, done: StepDone, view: View) -> None:
-        step, took_part = self._steps.popleft()
+    def _step_done(self, done: StepDone, view: View) -> None:
+        step, silent = self._steps.popleft()
         while step != done.step:  # steps that this policy did not see planned
-            step, took_part = self._steps.popleft()
-        for seq in took_part:
-            job = self._jobs.get(seq)
+            step, silent = self._steps.popleft()
+        jobs, now, duration, tokens = self._jobs, done.now, done.duration, 0
+        for result in done.results:
+            job = jobs.get(result.seq)
             if job is None:
                 continue
-            job.ran = done.now
-            job.used += done.duration
-            if job.used > self._quanta[job.level] and job.level < self.levels - 1:
-                self._move(seq, job, job.level + 1, view)
+            tokens += result.tokens
+            job.ran = now
+            job.used += duration
+            if job.used > job.quantum:
+                self._sink(job)
+        self._tokens += tokens
+        for result in done.results:
+            if result.finished:
+                self._forget(result.seq)
+        for seq in sorted(silent & jobs.keys()):
+            job = jobs[seq]
+            job.ran = now
+            job.used += duration
+            if job.used > job.quantum:
+                self._sink(job)
         self._until_check -= 1
         if not self._until_check:
             self._until_check = self.check_every
             self._lift_the_starved(view)
 
+    def _sink(self, job: Job) -> None:
+        queue, seq = self._queue(job), job.seq
+        waiting = seq.id in queue
+        queue.discard(seq.id)
+        self._set_level(job, job.level + 1)
+        if waiting:
+            self._wait(job, front=False)
+
     def _lift_the_starved(self, view: View) -> None:
-        starved = [seq for queue in self._queues[1:] + self._new[1:] for seq in queue]
-        for seq in starved:
-            job = self._jobs[seq.id]
-            if view.now - job.ran >= self.starve_s:
-                self._move(seq.id, job, 0, view)
+        """One pass over each queue: all who wait may be starved."""
+        jobs, since = self._jobs, view.now - self.starve_s
+        for queues in (self._queues, self._new):
+            for queue in queues[1:]:
+                for seq in queue.take(lambda seq: jobs[seq.id].ran <= since):
+                    self._set_level(jobs[seq.id], 0)
+                    self._wait(jobs[seq.id], front=False)
 
-    def _move(self, seq: SeqId, job: Job, level: int, view: View) -> None:
-        queue = self._queue(job)
-        waiting = seq in queue
-        queue.discard(seq)
-        job.level, job.used = level, 0.0
-        known = view.get(seq)
-        if waiting and known is not None:
-            self._wait(known, front=False)
+    def _set_level(self, job: Job, level: int) -> None:
+        job.level, job.quantum, job.used = level, self._quanta[level], 0.0
 
-    def _wait(self, seq: SeqView, front: bool) -> None:
+    def _wait(self, job: Job, front: bool) -> None:
         self._stamp += 1
-        self._queue(self._jobs[seq.id]).add(seq, -self._stamp if front else self._stamp)
+        self._queue(job).add(job.seq, -self._stamp if front else self._stamp)
 
     def _queue(self, job: Job) -> Queue:
-        return (self._queues if job.tokens else self._new)[job.level]
+        return (self._queues if job.started else self._new)[job.level]
 
     def _forget(self, seq: SeqId) -> None:
         job = self._jobs.pop(seq, None)
         if job is not None:
             self._queue(job).discard(seq)
-            self._tokens -= job.tokens
+            self._tokens -= job.seq.known if job.started else 0
 
     # Answers
 
     def rank(self, view: View) -> Iterator[SeqView]:
         jobs = self._jobs
         residents = self._residents = [[] for _ in range(self.levels)]
+        self._displaced = 0
         for seq in view.residents():
             residents[jobs[seq.id].level].append(seq)
         room = self._room(view)
         for level in range(self.levels):
             yield from residents[level]
             for seq in self._queues[level]:
-                if not view.admitting:
+                if not self._has_place(level, view):
                     break
                 if seq.ready:
                     yield seq
             for seq in self._new[level]:
-                if not view.admitting or seq.known > room:
+                if seq.known > room or not self._has_place(level, view):
                     break
                 if seq.ready:
                     yield seq
                     room -= seq.known if seq.resident else 0
 
+    def _has_place(self, level: int, view: View) -> bool:
+        """Whether a job of this level could be admitted: at the cost of a worse one, where no slot is free."""
+        if not view.admitting or view.has_slot:
+            return view.admitting
+        for worse in reversed(self._residents[level + 1 :]):
+            while worse and not worse[-1].resident:  # displaced by this plan, from the end as `victims` offers them
+                worse.pop()
+                self._displaced += 1
+            if worse:
+                return self._displaced < self.per_step
+        return False
+
     def _room(self, view: View) -> float:
-        """Tokens of new jobs that may be started; any, when nothing else is there."""
-        host = iter(view.limits.host_pages)
+        """Tokens of new jobs that may be started; any, when nothing else is there. Host memory counts where a page
+        comes and goes faster than it is computed."""
+        host = iter(view.limits.host_pages if self._swap_pays(view) else ())
         pools = [[kind.pages + next(host, 0) for kind in group.classes] for group in view.groups]
         least = min((max(pages) for pages, g in zip(pools, view.groups, strict=True) if g.window is None), default=0)
         if not least or not self._tokens:
             return float("inf")
         return self.full * least * PAGE_TOKENS - self._tokens
+
+    @staticmethod
+    def _swap_pays(view: View) -> bool:
+        page = sum(max(kind.bytes for kind in group.classes) for group in view.groups)
+        most = view.limits.max_num_batched_tokens
+        return 2 * page / view.limits.host_link_bytes_s < PAGE_TOKENS * prefill_s(view, most) / most
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         mine, other = self._jobs[want.id].level, self._jobs[victim.id].level

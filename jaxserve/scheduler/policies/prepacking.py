@@ -5,10 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice
+from math import inf
 
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, Wrapper
-from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.request import DECODE
 from jaxserve.scheduler.view import Budget, SeqView, View
 from jaxserve.types import PAGE_TOKENS, SeqId
 
@@ -35,15 +36,15 @@ class Prepacking(Wrapper):
         prompts: list[SeqView] = []
         inner = self.inner.rank(view)
         for seq in inner:
-            if seq.phase is Phase.DECODE:
+            if seq.phase is DECODE:
                 yield seq
             else:
                 prompts.append(seq)
                 prompts.extend(islice(inner, self.window))
                 break
         self._share = {}
-        decoding = [seq for seq in prompts if seq.phase is Phase.DECODE]
-        prompts = [seq for seq in prompts if seq.phase is not Phase.DECODE]
+        decoding = [seq for seq in prompts if seq.phase is DECODE]
+        prompts = [seq for seq in prompts if seq.phase is not DECODE]
         yield from decoding
         yield from self._pack(prompts, view)
         yield from inner
@@ -51,7 +52,7 @@ class Prepacking(Wrapper):
     def _pack(self, prompts: list[SeqView], view: View) -> list[SeqView]:
         sizes = [tiles_of(seq) for seq in prompts]
         room = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // PAGE_TOKENS)
-        left = filled(min(room, sum(sizes)), view.limits.tile_buckets)
+        left = filled(min(room, self._startable(prompts, sizes, view)), view.limits.tile_buckets)
         self._spare = view.limits.max_tiles - left
         packed, passed = [], []
         for seq, tiles in zip(prompts, sizes, strict=True):
@@ -67,11 +68,34 @@ class Prepacking(Wrapper):
                 passed.append(seq)
         return [*packed, *passed]
 
+    def _startable(self, prompts: list[SeqView], sizes: list[int], view: View) -> int:
+        """Tiles of the prompts that are started or will find slots and pages."""
+        started = [tiles for seq, tiles in zip(prompts, sizes, strict=True) if seq.resident]
+        slots = len(prompts) if self.displaces else view.limits.max_num_seqs - view.num_residents
+        pages, total = room_for_newcomers(view) - sum(started), sum(started)
+        for seq, tiles in zip(prompts, sizes, strict=True):
+            if not seq.resident:
+                slots, pages = slots - 1, pages - tiles
+                if slots < 0 or pages < 0:
+                    break
+                total += tiles
+        return total or sizes[0] if sizes else 0
+
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
-        if seq.phase is Phase.DECODE:
+        if seq.phase is DECODE:
             return self.inner.tokens(seq, left, view)
         share = self._share.get(seq.id)
         return piece(seq, left.tiles - self._spare) if share is None else share
+
+
+def room_for_newcomers(view: View) -> float:
+    """Pages of the smallest group without a window, of its larger class, without those that stay free at admission."""
+    free = [
+        max(view.free(i, cls) - int(kind.pages * view.limits.watermark) for cls, kind in enumerate(group.classes))
+        for i, group in enumerate(view.groups)
+        if group.window is None
+    ]
+    return min(free, default=inf)
 
 
 def piece(seq: SeqView, tiles: int) -> int:

@@ -7,16 +7,12 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from jaxserve.scheduler.policies import register
-from jaxserve.scheduler.policy import Evict, Policy
-from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.policy import Evict, Policy, decodes, prefills
 from jaxserve.scheduler.view import SeqView, View
 from jaxserve.types import Abort, Arrive, Event, SeqId, StepDone
 
 _key = attrgetter("priority", "order")
-
-
-def _class(seq: SeqView) -> tuple[int, bool, int]:
-    return seq.priority, seq.phase is not Phase.DECODE, seq.order
+_priority = attrgetter("priority")
 
 
 @register("priority")
@@ -49,7 +45,9 @@ class Priority(Policy):
     def rank(self, view: View) -> Iterator[SeqView]:
         candidates = (seq for seq in self._queue if seq.ready)
         candidate = next(candidates, None) if view.admitting else None
-        for resident in sorted(view.residents(), key=_class):
+        residents = [*decodes(view), *prefills(view)]
+        residents.sort(key=_priority)  # stable: in a class, decodes first, each by arrival
+        for resident in residents:
             while candidate is not None and view.admitting and candidate.priority < resident.priority:
                 yield candidate
                 candidate = next(candidates, None)

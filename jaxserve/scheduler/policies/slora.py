@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, Wrapper
-from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.request import WAITING
 from jaxserve.scheduler.view import SeqView, View
 from jaxserve.types import PAGE_TOKENS
 
@@ -30,22 +30,22 @@ class SLoRA(Wrapper):
         capacity = self._capacity(view)
         needs: list[tuple[int, int]] | None = None
         for seq in self.inner.rank(view):
-            if seq.phase is not Phase.WAITING or not seq.ready:
+            if seq.phase is not WAITING or not seq.ready:
                 yield seq
                 continue
             if needs is None:
-                needs = sorted([self._need(other) for other in view.residents()])
-            if needs and peak(needs, self._need(seq)) > capacity:
+                needs = sorted(self._needs(view.residents()))
+            if needs and peak(needs, self._needs((seq,))[0]) > capacity:
                 view.refuse_newcomers()
                 continue
             yield seq
             if seq.resident:
-                insort(needs, self._need(seq))
+                insort(needs, self._needs((seq,))[0])
 
-    def _need(self, seq: SeqView) -> tuple[int, int]:
-        """(minus tokens still to come, tokens held then at least)"""
-        coming = max(1, int(self.believed * seq.max_new) - seq.generated)
-        return -coming, seq.known
+    def _needs(self, seqs: Iterable[SeqView]) -> list[tuple[int, int]]:
+        """(minus tokens still to come, tokens held then at least) of each."""
+        believed = self.believed
+        return [(min(-1, (known := seq.known) - seq.prompt - int(believed * seq.max_new)), known) for seq in seqs]
 
     @staticmethod
     def _capacity(view: View) -> float:

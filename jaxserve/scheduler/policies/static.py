@@ -7,7 +7,7 @@ from itertools import islice
 
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, decodes, prefills
-from jaxserve.scheduler.request import Phase
+from jaxserve.scheduler.request import DECODE
 from jaxserve.scheduler.view import Budget, SeqView, View
 from jaxserve.types import Abort, Event, SeqId, StepDone
 
@@ -41,6 +41,6 @@ class Static(Policy):
         yield from decodes(view)
 
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
-        if seq.phase is Phase.DECODE:
+        if seq.phase is DECODE:
             return view.limits.q if left.tiles == view.limits.max_tiles else 0
         return super().tokens(seq, left, view)
