@@ -36,6 +36,25 @@ class Rows:
     offsets: jax.Array
     reads: Reads | None = None
 
+    def targets(self, q_tokens: int) -> tuple[jax.Array, jax.Array]:
+        """Of decode rows of `q_tokens`: page and place in it of each token, int32 [rows * q_tokens]; ABSENT pages for
+        tokens that are not written."""
+        token = jnp.arange(q_tokens)
+        pages = jnp.where(token < self.counts[:, None], self.pages[:, None], ABSENT)
+        return pages.reshape(-1), (self.offsets[:, None] + token).reshape(-1)
+
+    def as_pages(self, *tokens: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Tiles as the pages they are part of, because a scatter of tokens is a loop over tokens on CPUs: the tile's
+        token i belongs at its offset + i.
+
+        tokens: arrays [tiles, kv_heads, page_tokens, ...] by token of the tile. Returns which places of its page the
+        tile writes, bool [tiles, page_tokens], and the arrays by place; elsewhere they hold anything.
+        """
+        place = jnp.arange(PAGE_TOKENS) - self.offsets[:, None]
+        inside = (place >= 0) & (place < self.counts[:, None])
+        source = jnp.clip(place, 0, PAGE_TOKENS - 1)[:, None, :, None]
+        return inside, [jnp.take_along_axis(x, source, axis=2) for x in tokens]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

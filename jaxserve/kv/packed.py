@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import jax.numpy as jnp
-import numpy as np
+from typing import ClassVar
 
 from jaxserve.kv.format import formats
 from jaxserve.kv.sealed import SealedFormat
@@ -22,13 +19,6 @@ class PackedFormat(SealedFormat):
     @property
     def layout(self) -> SealedLayout:
         return self.codes
-
-    def finite(self, page: Any) -> bool:
-        if not (isinstance(page, dict) and "k_codes" in page):
-            return super().finite(page)
-        # Scales and minima are bfloat16 held as uint16; codes and their sums are integers.
-        metas = (x.view(jnp.bfloat16) for name, x in page.items() if name.endswith(("_scale", "_min")))
-        return all(bool(np.isfinite(x.astype(np.float32)).all()) for x in metas)
 
 
 @formats.register("kivi4")

@@ -108,18 +108,12 @@ class SealedFormat(KVFormat):
 
     def write_rows(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, rows: Rows) -> Pool:
         count, q_tokens, kv_heads, head_dim = k.shape
-        token = jnp.arange(q_tokens)
-        pages = jnp.where(token < rows.counts[:, None], rows.pages[:, None], ABSENT).reshape(-1)
-        places = (rows.offsets[:, None] + token).reshape(-1)
         k, v = (self._rounded(x).reshape(count * q_tokens, kv_heads, head_dim) for x in (k, v))
-        return pool | {"open": self.open.put_tokens(pool["open"], layer, k, v, pages, places)}
+        return pool | {"open": self.open.put_tokens(pool["open"], layer, k, v, *rows.targets(q_tokens))}
 
     def write_tiles(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, tiles: Rows) -> Pool:
         """Tiles go to 16-bit pages where the table has one; a tile that completes a page makes a sealed page too."""
-        place = jnp.arange(PAGE_TOKENS) - tiles.offsets[:, None]
-        inside = (place >= 0) & (place < tiles.counts[:, None])
-        source = jnp.clip(place, 0, PAGE_TOKENS - 1)[:, None, :, None]
-        k, v = (jnp.take_along_axis(x, source, axis=2) for x in self._as_pages(k, v))
+        inside, (k, v) = tiles.as_pages(*self._as_pages(k, v))
         # A tile that begins inside a page joins what the page holds.
         before = self.open.get_pages(pool["open"], layer, tiles.pages)
         full = [jnp.where(inside[:, None, :, None], x, old) for x, old in zip((k, v), before, strict=True)]

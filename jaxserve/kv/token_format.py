@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxserve.kv.format import AttentionSpec, KVFormat, Layer, PageKind, Pool
-from jaxserve.kv.meta import ABSENT, Rows
+from jaxserve.kv.meta import Rows
 from jaxserve.types import PAGE_TOKENS, KVGroup
 from pallas_kernels.layouts import TokenLayout
 from pallas_kernels.merge import Attended
@@ -49,18 +48,11 @@ class TokenFormat(KVFormat):
 
     def write_rows(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, rows: Rows) -> Pool:
         count, q_tokens, kv_heads, head_dim = k.shape
-        token = jnp.arange(q_tokens)
-        pages = jnp.where(token < rows.counts[:, None], rows.pages[:, None], ABSENT).reshape(-1)
-        places = (rows.offsets[:, None] + token).reshape(-1)
         k, v = (self.storable(x).reshape(count * q_tokens, kv_heads, head_dim) for x in (k, v))
-        return self.layout.put_tokens(pool, layer, k, v, pages, places)
+        return self.layout.put_tokens(pool, layer, k, v, *rows.targets(q_tokens))
 
     def write_tiles(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, tiles: Rows) -> Pool:
-        # Whole pages: a scatter of tokens is a loop over tokens on CPUs. The tile's token i belongs at offset + i.
-        place = jnp.arange(PAGE_TOKENS) - tiles.offsets[:, None]
-        inside = (place >= 0) & (place < tiles.counts[:, None])
-        source = jnp.clip(place, 0, PAGE_TOKENS - 1)[:, None, :, None]
-        k, v = (jnp.take_along_axis(self.storable(x).swapaxes(1, 2), source, axis=2) for x in (k, v))
+        inside, (k, v) = tiles.as_pages(*(self.storable(x).swapaxes(1, 2) for x in (k, v)))
         return self.layout.put_pages(pool, layer, k, v, tiles.pages, inside)
 
     def attend_rows(self, q: jax.Array, pool: Pool, layer: Layer, rows: Rows, spec: AttentionSpec) -> Attended:
