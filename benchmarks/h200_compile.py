@@ -89,12 +89,14 @@ def steps(args: argparse.Namespace) -> None:
         # Of the embedding table a step reads a few rows.
         matrices = functions.params | {"embedding": {"head": functions.params["embedding"]["head"]}}
         weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(matrices))
-        page = functions.kv.formats[0].kinds(group)[-1].bytes
+        (format,) = functions.kv.formats
+        held = zip(format.kinds(group), format.pages_held(args.context // PAGE_TOKENS), strict=True)
+        row = sum(kind.bytes * pages for kind, pages in held)
         for program in (programs[key] for key in (*forwards, *(heads if name == args.formats[0] else ()))):
             facts = compile_for(targets()["h200"], program.function, program.args, program.donate)
             calls = sum(count for target, count in facts.custom_calls.items() if "triton" in target)
             tiles = args.tiles if program.name == forwards[1] else 0
-            read = weights + page * (args.context // PAGE_TOKENS) * (args.rows + bool(tiles))
+            read = weights + row * (args.rows + bool(tiles))
             print(
                 f"| {name} | `{program.name}` | {facts.argument_bytes / MIB:,.0f} | {facts.aliased_bytes / MIB:,.0f} | "
                 f"{facts.temporary_bytes / MIB:.1f} | {len(facts.copies())} | {calls} | {facts.compile_s:.1f} | "

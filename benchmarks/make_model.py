@@ -41,16 +41,16 @@ CONFIG = {
 }
 
 
-def weights(seed: int = 0) -> dict[str, np.ndarray]:
-    hidden, inner = CONFIG["hidden_size"], CONFIG["intermediate_size"]
-    q, kv = CONFIG["num_attention_heads"] * CONFIG["head_dim"], CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
+def weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    hidden, inner, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    q, kv = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
     draw = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
         return draw.standard_normal((rows, columns), np.float32) / np.float32(np.sqrt(columns))
 
     tensors = {
-        "model.embed_tokens.weight": matrix(CONFIG["vocab_size"], hidden),
+        "model.embed_tokens.weight": matrix(config["vocab_size"], hidden),
         "model.norm.weight": np.ones(hidden, np.float32),
     }
     shapes = {
@@ -62,7 +62,7 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
-    for layer in range(CONFIG["num_hidden_layers"]):
+    for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         for name, shape in shapes.items():
             tensors[f"{prefix}{name}.weight"] = matrix(*shape)
@@ -71,7 +71,7 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
     return tensors
 
 
-def tokenizer() -> dict:
+def tokenizer(vocab_size: int) -> dict:
     """A byte-level BPE whose merges build letter sequences from the left, with and without a space in front."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [b for b in range(256) if b not in visible]
@@ -82,7 +82,7 @@ def tokenizer() -> dict:
         for start in ("", space):
             for sequence in itertools.product(letters, repeat=length):
                 text = start + "".join(sequence)
-                if len(text) > 1 and len(tokens) < CONFIG["vocab_size"]:
+                if len(text) > 1 and len(tokens) < vocab_size:
                     merges.append([text[:-1], text[-1]])
                     tokens.append(text)
     return {
@@ -119,16 +119,18 @@ def tokenizer() -> dict:
     }
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, **changes: int) -> None:
+    """`changes`: of CONFIG."""
+    config = CONFIG | changes
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights(), folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()) + "\n")
+    save_file(weights(config), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(config["vocab_size"])) + "\n")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|endoftext|>",
         "eos_token": "<|endoftext|>",
-        "model_max_length": CONFIG["max_position_embeddings"],
+        "model_max_length": config["max_position_embeddings"],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
 

@@ -143,6 +143,11 @@ class CacheOptions:
         parse=human_int,
         low=0,
     )
+    kv_transfer: bool = option(
+        False,
+        "Let front ends export the cached KV of a prompt's beginning, and import what another engine with the same "
+        "model and options exported.",
+    )
     host_link_gbps: float | None = option(
         None,
         "Gigabits a second between device and host: what fetching is expected to take, and no copy goes faster. "

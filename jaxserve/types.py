@@ -149,7 +149,34 @@ class Control(Frozen, tag="control"):
     program: str = ""
 
 
-ToCore = Submit | SubmitAll | Cancel | Control
+class PrefixPage(Frozen, array_like=True):
+    """One KV page of a sequence: where it belongs, and its record (kv/wire.py): the same bits wherever it goes."""
+
+    group: int
+    cls: int
+    index: int
+    record: bytes
+
+
+class ExportPrefix(Frozen, tag="export_prefix"):
+    """Asks for the cached KV of `tokens`, as far as whole pages of it are cached, under the salt that it was computed
+    for. Answered by a `Prefix`."""
+
+    token: int
+    tokens: tuple[int, ...]
+    salt: str = ""
+
+
+class ImportPrefix(Frozen, tag="import_prefix"):
+    """Brings KV pages of the beginning of `tokens` into the prefix cache. Answered by a `Prefix` without pages."""
+
+    token: int
+    tokens: tuple[int, ...]
+    pages: tuple[PrefixPage, ...]
+    salt: str = ""
+
+
+ToCore = Submit | SubmitAll | Cancel | Control | ExportPrefix | ImportPrefix
 
 
 class FinishReason(StrEnum):
@@ -213,6 +240,16 @@ class Stats(Frozen, tag="stats"):
     token: int = 0
 
 
+class Prefix(Frozen, tag="prefix"):
+    """Answers a message with the same `token`: `count` leading tokens are in the prefix cache now. `error`: why nothing
+    was exported or imported."""
+
+    token: int
+    count: int = 0
+    pages: tuple[PrefixPage, ...] = ()
+    error: str | None = None
+
+
 class Failed(Frozen, tag="failed"):
     """Last message of a core that cannot go on. `refused`: it never started, because of what it was asked to do."""
 
@@ -220,7 +257,7 @@ class Failed(Frozen, tag="failed"):
     refused: bool = False
 
 
-FromCore = Deltas | Ready | Stats | Failed
+FromCore = Deltas | Ready | Stats | Prefix | Failed
 
 
 # KV page accounting
@@ -339,7 +376,17 @@ class CloseProgram(Frozen, tag="close_program"):
     program: str
 
 
-Event = Arrive | Abort | StepDone | MoveDone | Tick | CostUpdate | ResetCache | CloseProgram
+class PagesCame(Frozen, tag="pages_came"):
+    """Pages from elsewhere wait for places in the prefix cache. `pages`: group, class and index of each; `hashes`: the
+    chain hashes of the sequence's leading pages, which name them. The next plan says where they go."""
+
+    now: float
+    id: int
+    hashes: tuple[bytes, ...]
+    pages: tuple[tuple[int, int, int], ...]
+
+
+Event = Arrive | Abort | StepDone | MoveDone | Tick | CostUpdate | ResetCache | CloseProgram | PagesCame
 
 
 # Plans: the scheduler's only output
@@ -416,12 +463,21 @@ class Move(Frozen, array_like=True):
     host: tuple[int, ...]
 
 
+class Landing(Frozen, array_like=True):
+    """Where pages of a `PagesCame` go: `pages` holds their number there, group, class and page. `fits`: False if there
+    was no room, and then none of them is taken."""
+
+    id: int
+    fits: bool
+    pages: tuple[tuple[int, int, int, int], ...] = ()
+
+
 class Plan(Frozen):
     """What one step does. The runner executes it, the simulator prices it, followers replay it.
 
-    Order of effects: `pages.copies`, `admits` and `pages.grants`, then the forward of `decode` rows and `prefill` tiles
-    (a tile's pages were granted by now), then `head` for the rows that sample, then seals. `preempted` sequences lost
-    their slot and pages before the step; they come back with an Admit.
+    Order of effects: `moves` out, `landings`, `pages.copies`, `admits` and `pages.grants`, then the forward of `decode`
+    rows and `prefill` tiles (a tile's pages were granted by now), then `head` for the rows that sample, then seals.
+    `preempted` sequences lost their slot and pages before the step; they come back with an Admit.
     """
 
     step: int
@@ -431,6 +487,7 @@ class Plan(Frozen):
     preempted: tuple[SeqId, ...] = ()
     pages: PageUpdates = PageUpdates()
     moves: tuple[Move, ...] = ()
+    landings: tuple[Landing, ...] = ()
 
     @property
     def has_work(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from jaxserve.types import Delta, Ready, Request, Stats
+from jaxserve.types import Delta, Prefix, PrefixPage, Ready, Request, Stats
 
 DeltaSink = Callable[[Sequence[Delta]], None]
 """Called on the event loop's thread with what a step produced, all requests together, in order."""
@@ -45,6 +45,17 @@ class EngineClient(Protocol):
 
     async def control(self, verb: str, program: str = "") -> Stats:
         """Runs a verb of types.Control, on a program where it wants one, and returns the core's statistics after it."""
+        ...
+
+    async def export_prefix(self, tokens: Sequence[int], salt: str = "") -> Prefix:
+        """The cached KV of the beginning of `tokens`, as far as whole pages of it are cached: `count` tokens, `pages`
+        to be imported elsewhere. `error` if the core does not export."""
+        ...
+
+    async def import_prefix(self, tokens: Sequence[int], pages: Sequence[PrefixPage], salt: str = "") -> Prefix:
+        """Brings pages that were exported for `tokens` into the prefix cache, where the next request that begins so
+        finds them as long as nobody needs the room. `count`: tokens that are cached then. `error`: why nothing was
+        imported; a core refuses pages that are damaged or of another model, options, tokens or salt."""
         ...
 
     @property

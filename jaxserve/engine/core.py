@@ -16,6 +16,7 @@ from jaxserve.engine.pace import Pace
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.runner import Launched, Runner
 from jaxserve.engine.sequence import Sequence
+from jaxserve.engine.transfer import Transfer
 from jaxserve.engine.turns import Turns
 from jaxserve.scheduler import Scheduler
 from jaxserve.types import (
@@ -26,10 +27,13 @@ from jaxserve.types import (
     CostUpdate,
     Delta,
     Deltas,
+    ExportPrefix,
     FinishReason,
     FromCore,
+    ImportPrefix,
     ModelLimits,
     MoveDone,
+    Prefix,
     Ready,
     Request,
     ResetCache,
@@ -62,6 +66,7 @@ class EngineCore:
         inbox: Inbox,
         emit: Callable[[FromCore], None],
         prefix_caching: bool,
+        transfer: Transfer | None = None,
         record: IO[bytes] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -74,6 +79,7 @@ class EngineCore:
         self._inbox = inbox
         self._emit = emit
         self._prefix_caching = prefix_caching
+        self._transfer = transfer
         self._record = record
         self._clock = clock
         self._sequences: dict[SeqId, Sequence] = {}
@@ -127,6 +133,10 @@ class EngineCore:
             self._say_policy_error(now)
         if plan.moves:
             self._runner.start_moves(plan.moves)
+        if plan.landings:
+            assert self._transfer is not None
+            for answer in self._transfer.land(plan):
+                self._emit(answer)
         launched = None
         if plan.has_work:
             for admit in plan.admits:
@@ -198,6 +208,8 @@ class EngineCore:
         elif isinstance(message, Cancel):
             for name in message.ids:
                 self._cancel(name)
+        elif isinstance(message, ExportPrefix | ImportPrefix):
+            self._move_prefix(message)
         elif message.verb == "shutdown":
             self._stopping = True
         else:
@@ -206,6 +218,19 @@ class EngineCore:
             elif message.verb == "close_program":
                 self._scheduler.on_event(CloseProgram(now=self._clock(), program=message.program))
             self._emit(self._stats(message.token))
+
+    def _move_prefix(self, message: ExportPrefix | ImportPrefix) -> None:
+        try:
+            if self._transfer is None:
+                raise ValueError("this engine exports and imports no KV: start it with --kv-transfer")
+            if isinstance(message, ExportPrefix):
+                self._emit(self._transfer.export(message))
+            else:
+                self._transfer.take(message, self._clock())
+        except Exception as error:  # no more than a request may it hurt another
+            if not isinstance(error, ValueError):
+                log.exception("moving a prefix failed")
+            self._emit(Prefix(token=message.token, error=str(error)))
 
     def _take(self, request: Request) -> None:
         try:

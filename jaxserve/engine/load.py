@@ -26,6 +26,7 @@ from jaxserve.engine.programs import Program, ProgramSet
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.engine.step import STAGED, StepFunctions
+from jaxserve.engine.transfer import Transfer
 from jaxserve.kv import KVState, allocate, kv_shapes, size_pages
 from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
@@ -69,6 +70,8 @@ def load_core(
     Raises:
         ConfigError, CheckpointError, DoesNotFitError: what cannot be honoured, and what to do.
     """
+    if config.cache.kv_transfer and not config.cache.enable_prefix_caching:
+        raise ConfigError("--kv-transfer needs prefix caching: leave out --no-enable-prefix-caching")
     started = time.perf_counter()
     loaded = _load(config)
     progress(_describe(loaded))
@@ -77,7 +80,7 @@ def load_core(
     host_pages = _host_pages(config.cache.swap_space, classes)
     scheduler = _scheduler(config, loaded.shape, classes, host_pages, Recorder(record) if record else None)
     programs = ProgramSet(_cache(config, functions))
-    moves = functions.move_programs() if host_pages else []
+    moves = functions.move_programs() if host_pages or config.cache.kv_transfer else []
     programs.declare([*functions.programs(), *moves])
     covering = [*functions.covering(), *(program.name for program in moves)]
     programs.compile_now(covering)
@@ -106,15 +109,20 @@ def load_core(
         startup_s=elapsed,
         page_classes=classes,
     )
+    identity = _identity(config, functions)
+    transfer = None
+    if config.cache.kv_transfer:
+        transfer = Transfer(scheduler, runner, functions.groups, functions.kv.formats, identity)
     return EngineCore(
         scheduler,
         runner,
         programs,
         ready,
-        _identity(config, functions),
+        identity,
         inbox,
         emit,
         config.cache.enable_prefix_caching,
+        transfer,
         record,
         clock,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 from jaxserve.config import ConfigError
 from jaxserve.engine.client import DeltaSink, EngineDead
@@ -11,8 +12,12 @@ from jaxserve.types import (
     Cancel,
     Control,
     Deltas,
+    ExportPrefix,
     Failed,
     FromCore,
+    ImportPrefix,
+    Prefix,
+    PrefixPage,
     Ready,
     Request,
     Stats,
@@ -26,7 +31,7 @@ class MessageClient:
     """What every EngineClient does, whatever carries its messages. A subclass brings `start`, `close` and `_send`."""
 
     def __init__(self) -> None:
-        self._controls: dict[int, asyncio.Future[Stats]] = {}
+        self._controls: dict[int, asyncio.Future[Any]] = {}
         self._failure: str | None = None
         self._closing = False
 
@@ -40,9 +45,18 @@ class MessageClient:
         self._put(Cancel(ids=tuple(ids)))
 
     async def control(self, verb: str, program: str = "") -> Stats:
-        token = max(self._controls, default=0) + 1
-        future = self._controls[token] = self._loop.create_future()
+        token, future = self._expect()
         self._put(Control(verb=verb, token=token, program=program))
+        return await future
+
+    async def export_prefix(self, tokens: Sequence[int], salt: str = "") -> Prefix:
+        token, future = self._expect()
+        self._put(ExportPrefix(token=token, tokens=tuple(tokens), salt=salt))
+        return await future
+
+    async def import_prefix(self, tokens: Sequence[int], pages: Sequence[PrefixPage], salt: str = "") -> Prefix:
+        token, future = self._expect()
+        self._put(ImportPrefix(token=token, tokens=tuple(tokens), pages=tuple(pages), salt=salt))
         return await future
 
     @property
@@ -51,6 +65,12 @@ class MessageClient:
 
     async def wait_failed(self) -> str:
         return await asyncio.shield(self._failed)
+
+    def _expect(self) -> tuple[int, asyncio.Future[Any]]:
+        """A token for a message and what its answer will be the result of."""
+        token = max(self._controls, default=0) + 1
+        future = self._controls[token] = self._loop.create_future()
+        return token, future
 
     def _open(self, sink: DeltaSink) -> None:
         """Called by `start`, on the event loop's thread."""
@@ -74,7 +94,7 @@ class MessageClient:
         elif isinstance(message, Ready):
             if not self._ready.done():  # whoever waited may have given up
                 self._ready.set_result(message)
-        elif isinstance(message, Stats):
+        elif isinstance(message, Stats | Prefix):
             future = self._controls.pop(message.token, None)
             if future is not None and not future.done():
                 future.set_result(message)

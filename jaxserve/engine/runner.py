@@ -101,6 +101,21 @@ class Runner:
         for ids, staged in zip(_chunks(moved.move.pages), moved.staged, strict=False):
             self._kv = self._call(name, self._kv, ids, staged)
 
+    def read_pages(self, group: int, cls: int, pages: Iterable[int]) -> Any:
+        """Host arrays of pages of one pool, [pages, ...] each. Waits for everything that was launched."""
+        pages = tuple(pages)
+        staged = [self._call(gather_name(group, cls), self._kv, ids) for ids in _chunks(pages)]
+        return jax.tree.map(lambda *parts: np.concatenate([np.asarray(x) for x in parts])[: len(pages)], *staged)
+
+    def write_pages(self, group: int, cls: int, pages: Iterable[int], content: Iterable[Any]) -> None:
+        """Puts host arrays, of one page each, into pages of a pool. Steps launched from now on read them."""
+        name, pages, content = scatter_name(group, cls), tuple(pages), list(content)
+        for first, ids in zip(range(0, len(pages), STAGED), _chunks(pages), strict=True):
+            part = content[first : first + STAGED]
+            padded = [*part, *[part[0]] * (STAGED - len(part))]  # what pads is dropped
+            staged = jax.tree.map(lambda *arrays: np.concatenate(arrays), *padded)
+            self._kv = self._call(name, self._kv, ids, staged)
+
     def launch(self, plan: Plan, sequences: Mapping[SeqId, Sequence], now: float) -> Launched:
         """Starts everything that `plan` asks for and returns at once."""
         launched = Launched(plan, now)

@@ -277,10 +277,13 @@ class Pages:
         A group needs only the pages that later tokens read: those in the window, and in each form in which they are
         read behind a prefix of that length.
         """
-        nothing = Start(0, (0,) * len(self.flat), ({},) * len(self.flat))
         if seq.whole_prompt or not self._limits.enable_prefix_caching:
-            return nothing
-        limit = min(len(seq.hashes), (seq.known - 1) // PAGE_TOKENS)
+            return self.cached((), 0)
+        return self.cached(seq.hashes, min(len(seq.hashes), (seq.known - 1) // PAGE_TOKENS))
+
+    def cached(self, hashes: Sequence[bytes], limit: int) -> Start:
+        """The longest prefix of at most `limit` pages, named `hashes`, behind which a sequence could go on."""
+        nothing = Start(0, (0,) * len(self.flat), ({},) * len(self.flat))
         moving = []
         for rule, pool in zip(self.rules, self.flat, strict=True):
             # Pages that every longer prefix needs, too: the first one that is missing bounds it.
@@ -292,13 +295,13 @@ class Pages:
                 needed: Iterable[int] = range(min(rule.sinks, limit))
             else:
                 needed = (index for index in range(limit) if rule.takes(index, _UNENDING))
-            limit = next((i for i in needed if pool.find(seq.hashes[i]) is None), limit)
+            limit = next((i for i in needed if pool.find(hashes[i]) is None), limit)
         length = limit
         while length:
             shorter = length
             for rule, pool in moving:
                 needed = reversed(self._indices(rule, length))
-                shorter = min(shorter, next((i for i in needed if pool.find(seq.hashes[i]) is None), length))
+                shorter = min(shorter, next((i for i in needed if pool.find(hashes[i]) is None), length))
             if shorter == length:
                 break
             length = shorter
@@ -306,10 +309,35 @@ class Pages:
             return nothing
         first = tuple(first_read(length * PAGE_TOKENS, rule.window) for rule in self.rules)
         shared = tuple(
-            {index: _found(pool.find(seq.hashes[index])) for index in self._indices(rule, length)}
+            {index: _found(pool.find(hashes[index])) for index in self._indices(rule, length)}
             for rule, pool in zip(self.rules, self.flat, strict=True)
         )
         return Start(length * PAGE_TOKENS, first, shared)
+
+    def land(self, hashes: Sequence[bytes], places: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]] | None:
+        """Cached pages for content that comes from elsewhere: (number in `places`, page) for each (group, class, index)
+        that is not cached already. None, and nothing changes, if a pool lacks room for its own."""
+        number = {(rule.group, rule.cls): i for i, rule in enumerate(self.rules)}
+        found: list[tuple[Pool, int]] = []
+        missing: list[tuple[int, Pool, bytes]] = []
+        for item, (group, cls, index) in enumerate(places):
+            pool, name = self.flat[number[group, cls]], hashes[index]
+            page = pool.find(name)
+            if page is None:
+                missing.append((item, pool, name))
+            else:  # room is not made at the cost of the same prefix
+                pool.hold(page)
+                found.append((pool, page))
+        fits = all(sum(1 for _, p, _ in missing if p is pool) <= pool.available for pool in self.flat)
+        landed = []
+        for item, pool, name in missing if fits else ():
+            page = pool.take()
+            pool.publish(page, name)
+            found.append((pool, page))
+            landed.append((item, page))
+        for pool, page in reversed(found):
+            pool.drop(page)
+        return landed if fits else None
 
     @staticmethod
     def _indices(rule: Whole, entries: int) -> list[int]:

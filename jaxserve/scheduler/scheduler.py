@@ -6,7 +6,10 @@ Time comes with the events, so replaying a recorded stream restores any state an
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from jaxserve.scheduler.guard import Guard
 from jaxserve.scheduler.kept import forget, keep
@@ -26,8 +29,10 @@ from jaxserve.types import (
     CloseProgram,
     CostUpdate,
     Event,
+    Landing,
     MoveDone,
     PageClasses,
+    PagesCame,
     Plan,
     ResetCache,
     SeqId,
@@ -84,6 +89,7 @@ class Scheduler:
         self.view = View(self._roster, self._pages, self._programs, limits, groups)
         self._recorder = recorder
         self._in_flight: deque[Launched] = deque()
+        self._landings: list[Landing] = []
         self._arrivals = 0
         self._preemptions = 0
         self._prefilled = 0
@@ -131,6 +137,8 @@ class Scheduler:
                 self._moved(move)
             case Tick():
                 self._programs.expire(event.now)
+            case PagesCame():
+                self._land(event)
         self._guard.on_event(event, self.view)
 
     def _arrive(self, arrive: Arrive) -> None:
@@ -203,6 +211,20 @@ class Scheduler:
         if seq is not None and seq.id in self._roster.seqs:
             self._roster.requeue(seq)
 
+    def _land(self, came: PagesCame) -> None:
+        pools = {(rule.group, rule.cls) for rule in self._pages.rules}
+        for group, cls, index in came.pages:
+            if (group, cls) not in pools or not 0 <= index < len(came.hashes):
+                raise ValueError(
+                    f"page {index} of group {group}, class {cls} came for a prefix of {len(came.hashes)} pages; groups "
+                    f"and classes are {sorted(pools)}"
+                )
+        if len(set(came.pages)) != len(came.pages):
+            raise ValueError("a page came twice for one place")
+        landed = self._pages.land(came.hashes, came.pages) if self.limits.enable_prefix_caching else None
+        pages = tuple((item, *came.pages[item][:2], page) for item, page in landed or ())
+        self._landings.append(Landing(came.id, landed is not None, pages))
+
     def _remove(self, seq: Seq) -> None:
         if seq.resident and seq.program and not seq.last_turn:
             self._programs.ended(seq, self.view.now, self._guard.pin_s(seq, self.view))
@@ -234,6 +256,9 @@ class Scheduler:
         plan = build_plan(
             self._guard, self.view, self._roster, self._pages, self._programs, self._swap, len(self._in_flight)
         )
+        if self._landings:
+            plan = msgspec.structs.replace(plan, landings=tuple(self._landings))
+            self._landings.clear()
         self.view.step += 1
         self._guard.on_plan(plan, self.view)
         self._preemptions += len(plan.preempted)
@@ -251,6 +276,17 @@ class Scheduler:
         """The sequence whose pages the program holds. The next turn's `Arrive.shared` compares its prompt with it."""
         pin = self._programs.get(program)
         return None if pin is None else pin.seq.id
+
+    def cached(self, hashes: Sequence[bytes]) -> tuple[int, tuple[tuple[int, int, int, int], ...]]:
+        """The longest cached prefix of the pages named `hashes`: its length in pages, and group, class, index and page
+        of everything that a sequence needs to go on behind it. The pages stay what they are until the next plan."""
+        start = self._pages.cached(hashes, len(hashes))
+        pages = (
+            (rule.group, rule.cls, index, page)
+            for rule, shared in zip(self._pages.rules, start.shared, strict=True)
+            for index, page in shared.items()
+        )
+        return start.tokens // PAGE_TOKENS, tuple(pages)
 
     @property
     def has_unfinished(self) -> bool:

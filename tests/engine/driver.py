@@ -14,8 +14,11 @@ from jaxserve.types import (
     Control,
     Delta,
     Deltas,
+    ExportPrefix,
     FinishReason,
     FromCore,
+    ImportPrefix,
+    Prefix,
     Request,
     SamplingParams,
     Stats,
@@ -54,6 +57,7 @@ class Driver:
         self.inbox = Inbox()
         self.answers: dict[tuple[str, int], Answer] = {}
         self.stats: Stats | None = None
+        self.prefix: Prefix | None = None
         config = EngineConfig.of(**options)
         if kv_format is not None:
             config = replace(config, cache=replace(config.cache, kv_cache_dtype=kv_format))
@@ -65,6 +69,8 @@ class Driver:
                 self.answers.setdefault((delta.id, delta.choice), Answer()).take(delta)
         elif isinstance(message, Stats):
             self.stats = message
+        elif isinstance(message, Prefix):
+            self.prefix = message
 
     def submit(
         self,
@@ -102,6 +108,14 @@ class Driver:
     def one(self, prompt: list[int], **params: object) -> Answer:
         self.submit("one", prompt, **params)
         return self.run()["one", 0]
+
+    def ask(self, message: ExportPrefix | ImportPrefix) -> Prefix:
+        """What the core answers."""
+        self.prefix = None
+        self.inbox.put(message)
+        self.run()
+        assert self.prefix is not None
+        return self.prefix
 
     def gauge(self, name: str) -> float:
         return self._fresh_stats().gauges[name]

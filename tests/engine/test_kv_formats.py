@@ -1,4 +1,6 @@
-"""Quantized KV in the engine: the same tokens however a sequence's KV came about, in batch-invariant mode."""
+"""Quantized KV in the engine: the same tokens however a sequence's KV came about, in batch-invariant mode.
+
+KV_FORMATS=all runs every format."""
 
 from __future__ import annotations
 
@@ -6,7 +8,10 @@ import numpy as np
 import pytest
 
 from jaxserve.config import ConfigError
+from jaxserve.kv import formats
+from jaxserve.types import KVGroup
 from tests.engine.driver import Driver
+from tests.kv_formats import chosen
 
 SHAPE = {
     "max_num_seqs": 4,
@@ -18,28 +23,18 @@ SHAPE = {
     "batch_invariant": True,
 }
 SAMPLED = {"ignore_eos": True, "temperature": 0.8, "top_p": 0.95, "seed": 5, "logprobs": 2}
-LAYERS, KV_HEADS, DIM = 6, 2, 64
+GROUP = KVGroup(layers=tuple(range(6)), kv_heads=2, head_dim=64)
 """Of the bundled model."""
-PAGE_BYTES = {
-    "int8": LAYERS * KV_HEADS * 2 * 64 * (DIM + 4),
-    "fp8_e4m3": LAYERS * KV_HEADS * 2 * 64 * (DIM + 2),
-    "kivi4": LAYERS * KV_HEADS * 4608,
-    "hack2": LAYERS * KV_HEADS * 2688,
-    "hack4": LAYERS * KV_HEADS * 4864,
-    "hack8_p": LAYERS * KV_HEADS * 8960,
-}
-OPEN_BYTES = LAYERS * KV_HEADS * 2 * 64 * DIM * 2
-"""Of a page in 16 bits."""
-ONE_CLASS = ("int8", "fp8_e4m3")
 
 
 def memory(name: str) -> int:
     """A sequence of the maximum length and a half. Two classes: sealed pages for one such sequence, 16-bit pages for
     all requests of a test, so that sealed ones run out."""
-    return 12 * PAGE_BYTES[name] if name in ONE_CLASS else 7 * PAGE_BYTES[name] + 10 * OPEN_BYTES
+    open, *sealed = (kind.bytes for kind in formats.get(name).kinds(GROUP))
+    return 10 * open + 7 * sealed[0] if sealed else 12 * open
 
 
-@pytest.fixture(scope="module", params=PAGE_BYTES)
+@pytest.fixture(scope="module", params=chosen("int8", "fp8_e4m3", "kivi4", "hack2", "hack4", "hack8_p"))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

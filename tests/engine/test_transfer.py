@@ -1,0 +1,112 @@
+"""Export, import, decode: pages computed by one engine serve another bit for bit, and nothing else is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from msgspec.structs import replace
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from jaxserve.config import ConfigError
+from jaxserve.types import ExportPrefix, ImportPrefix, Prefix, PrefixPage
+from tests.engine.driver import Driver, answers, prompts, same
+
+SHAPE = {
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 128,
+    "decode_buckets": [4],
+    "tile_buckets": [2],
+    "wait_for_buckets": True,
+    "batch_invariant": True,
+    "kv_transfer": True,
+}
+FORMATS = {"f16": {}, "int8": {}, "hack4": {"kv_residual_pages": 2, "kv_cache_dtype_layers": {"bf16": 0}}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layer that sees 100 tokens, and one that sees all."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=500,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=640,
+        initializer_range=0.3,
+        sliding_window=100,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=64,
+    )
+    folder = tmp_path_factory.mktemp("gemma")
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def pair(request: pytest.FixtureRequest, folder: Path, executables: str) -> tuple[Driver, Driver]:
+    """Two engines of one kind."""
+    options = {"model": str(folder), "compile_cache": executables, "kv_cache_dtype": request.param}
+    return tuple(Driver(**SHAPE | options | FORMATS[request.param]) for _ in range(2))
+
+
+def export(driver: Driver, tokens: list[int], salt: str = "") -> Prefix:
+    return driver.ask(ExportPrefix(token=1, tokens=tuple(tokens), salt=salt))
+
+
+def bring(driver: Driver, tokens: list[int], pages: tuple[PrefixPage, ...], salt: str = "") -> Prefix:
+    return driver.ask(ImportPrefix(token=2, tokens=tuple(tokens), pages=pages, salt=salt))
+
+
+def test_export_import_decode(pair: tuple[Driver, Driver]) -> None:
+    """The same tokens and log-probs, and the same bits in every page that decoding then fills."""
+    one, other = pair
+    prompt = prompts([300], seed=1)[0]
+    (first,) = answers(one, [prompt], temperature=1.0, seed=4)
+    prefix = export(one, prompt)
+    assert (prefix.count, prefix.error) == (256, None)
+    assert bring(other, prompt, prefix.pages) == Prefix(token=2, count=256)
+    (second,) = answers(other, [prompt], temperature=1.0, seed=4)
+    assert second.cached_tokens == 256
+    same([second], [first])
+    whole = [*prompt, *first.tokens]
+    sent, received = export(one, whole), export(other, whole)
+    assert sent.count == 320 and sent.pages == received.pages
+    assert bring(other, whole, sent.pages).count == 320
+
+
+def test_what_is_not_cached_is_not_exported(pair: tuple[Driver, Driver]) -> None:
+    prompt = prompts([200], seed=2)[0]
+    answers(pair[0], [prompt], max_tokens=1, salt="theirs")
+    assert export(pair[0], prompt) == Prefix(token=1)
+    assert export(pair[0], prompt, "theirs").count == 192
+
+
+def test_pages_of_others_are_refused(pair: tuple[Driver, Driver]) -> None:
+    one, other = pair
+    prompt = prompts([200], seed=3)[0]
+    answers(one, [prompt], max_tokens=1)
+    pages = export(one, prompt).pages
+    damaged = replace(pages[0], record=pages[0].record[:-1] + bytes([pages[0].record[-1] ^ 1]))
+    elsewhere = [replace(pages[0], index=99), replace(pages[0], group=9), replace(pages[0], group=1 - pages[0].group)]
+    for tokens, salt, given, words in [
+        (prompt[::-1], "", pages, "computed for other tokens"),
+        (prompt, "mine", pages, "computed for other tokens, or by an engine with another"),
+        (prompt, "", (damaged,), "damaged"),
+        *((prompt, "", (page,), "") for page in elsewhere),
+        (prompt, "", (pages[0], pages[0]), "twice"),
+    ]:
+        answer = bring(other, tokens, given, salt)
+        assert answer.error is not None and words in answer.error and answer.count == 0
+    assert answers(other, [prompt], max_tokens=1)[0].cached_tokens == 0
+    assert other.counter("undeclared_compilations") == 0
+
+
+def test_transfer_is_asked_for(folder: Path, executables: str) -> None:
+    with pytest.raises(ConfigError, match="--kv-transfer needs prefix caching"):
+        Driver(**SHAPE, model=str(folder), enable_prefix_caching=False)
