@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxserve.cli.player import CLOCKS, TracePlayer
+from jaxserve.cli.profile import measure
 from jaxserve.config import EngineConfig
 from jaxserve.engine.load import load_core
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.sim import traces
 from jaxserve.sim.machine import Machine
-from jaxserve.sim.metrics import figures
-from jaxserve.sim.profile import timed_steps
+from jaxserve.sim.metrics import Run, figures
+from jaxserve.sim.profile import Profile, read_profile, timed_steps, write_profile
 from jaxserve.sim.simulation import Simulation
 from jaxserve.sim.sweep import PolicySpec
 from jaxserve.sim.workload import Trace, poisson, sample
 from jaxserve.types import Control
+
+
+WARM_UP = "synthetic:jobs=40,prompt=uniform/50/400,output=uniform/20/80"
+"""Some hundred steps of all kinds: until then a policy that plans by time believes in the speed of an A100."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """`figures`: those of sim/metrics.py, with `step_mean_s`, `steps` and `makespan_s`. `jobs`: completion times, by
+    order of arrival."""
+
+    figures: dict[str, float]
+    jobs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, run: Run, step_mean_s: float, steps: int) -> Played:
+        begin = min(one.arrival for one in run.served)
+        more = {
+            "step_mean_s": step_mean_s,
+            "steps": steps,
+            "makespan_s": max(one.finish for one in run.served if one.done) - begin,
+        }
+        ends: dict[int, float] = {one.job: one.finish for one in run.served if one.last_turn and one.done}
+        begins = {one.job: one.arrival for one in run.served if one.turn == 0}
+        return cls(figures(run) | more, tuple(ends[job] - begins[job] for job in sorted(ends)))
 
 
 class Engine:
@@ -41,27 +69,34 @@ class Engine:
         self._core = load_core(config, self._player, self._player.emit, lambda _: None, self._player.clock)
         self._shape = EngineShape.of(config, self._core.ready.limits.max_model_len, on_gpu=False)
         self._seen = 0
-        self.play(sample(traces.load("synthetic:jobs=6,prompt=200,output=8"), 6, 100.0, 0, poisson))
+        self.play(sample(traces.load(WARM_UP), 40, 100.0, 0, poisson))
 
-    def play(self, trace: Trace) -> dict[str, float]:
-        """Figures of a trace, with `step_mean_s` and `steps`. The prefix cache is empty at its begin."""
+    def play(self, trace: Trace) -> Played:
+        """The prefix cache is empty at its begin."""
         self._player.put(Control(verb="reset_prefix_cache"))
         run = self._player.play(self._core, trace.jobs)
         timed = timed_steps(self._record.read_bytes(), self._shape, warm_up=0)
         steps, self._seen = timed[self._seen :], len(timed)
-        return {**figures(run), "step_mean_s": statistics.fmean(one.seconds for one in steps), "steps": len(steps)}
+        return Played.of(run, statistics.fmean(one.seconds for one in steps), len(steps))
 
     def close(self) -> None:
         self._core.close()
         self._folder.cleanup()
 
 
-def predict(machine: Machine, policy: PolicySpec, trace: Trace) -> dict[str, float]:
+def predict(machine: Machine, policy: PolicySpec, trace: Trace) -> Played:
     """What the simulator says of the same arrivals."""
     options = policy.options
     run = Simulation(trace, machine.with_options(**options) if options else machine, policy.make).run()
-    return {**figures(run), "step_mean_s": run.busy_s / run.steps, "steps": run.steps}
+    return Played.of(run, run.busy_s / run.steps, run.steps)
 
 
-def percent(predicted: Mapping[str, float], measured: Mapping[str, float], name: str) -> str:
-    return f"{100 * (predicted[name] / measured[name] - 1):+.0f}%"
+def profile_at(path: Path | None, options: Mapping[str, Any], rounds: int, clock: str) -> Profile:
+    """The profile there; it is taken now, and written there, if there is none."""
+    if path is not None and path.exists():
+        return read_profile(path)
+    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    made = measure(EngineConfig.of(**options), rounds, say=say, clock=clock)
+    if path is not None:
+        write_profile(made, path)
+    return made

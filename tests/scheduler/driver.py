@@ -206,3 +206,8 @@ class Driver:
 def accept_randomly(seed: int, q: int) -> Callable[[], int]:
     draw = random.Random(seed)
     return lambda: draw.randrange(q)
+
+
+def admitted(driver: Driver) -> list[int]:
+    """Sequences in the order in which they got a place."""
+    return [admit.seq for plan in driver.plans for admit in plan.admits]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from jaxserve.sim.traces.sessions import Call, jobs
+from jaxserve.sim.traces.sessions import Call, by_session, jobs
 from jaxserve.sim.workload import Job
 
 
@@ -27,15 +27,8 @@ def matches(head: str) -> bool:
 
 
 def read(lines: Iterator[str]) -> Iterator[Job]:
-    decode = msgspec.json.Decoder(_Row).decode
-    sessions: dict[str, list[_Row]] = {}
-    for line in lines:
-        row = decode(line)
-        if row.input_tokens > 0:
-            sessions.setdefault(row.session_id, []).append(row)
-    for rows in sessions.values():
-        rows.sort(key=lambda row: row.start_time_s)
-    return jobs((rows[0].start_time_s, _calls(rows)) for rows in sessions.values())
+    sessions = by_session(map(msgspec.json.Decoder(_Row).decode, lines), lambda row: row.start_time_s)
+    return jobs((rows[0].start_time_s, _calls(rows)) for rows in sessions)
 
 
 def _calls(rows: list[_Row]) -> list[Call]:

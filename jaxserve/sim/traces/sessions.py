@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Protocol, TypeVar
 
 from jaxserve.sim.workload import Job, Turn, session_spans
 
@@ -23,6 +24,27 @@ class Call:
     shared: int = 0
     think_s: float = 0.0
     tool: str = ""
+
+
+class Row(Protocol):
+    """A line of a trace that has one for each call."""
+
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def input_tokens(self) -> int: ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+def by_session(rows: Iterable[R], position: Callable[[R], float]) -> list[list[R]]:
+    """The calls of each session by rising `position`; those without a prompt are left out."""
+    sessions: dict[str, list[R]] = {}
+    for row in rows:
+        if row.input_tokens > 0:
+            sessions.setdefault(row.session_id, []).append(row)
+    return [sorted(calls, key=position) for calls in sessions.values()]
 
 
 def tokens(text: str) -> int:
