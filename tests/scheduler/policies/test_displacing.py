@@ -20,9 +20,7 @@ def test_victims_come_by_falling_key(name):
         view = driver.scheduler.view
         residents = sorted(view.residents(), key=lambda one: (-policy.key(one, view), -one.order))
         victims = list(policy.victims(view))
-        assert [(policy.key(one, view), one.id) for one in victims] == pytest.approx(
-            [(policy.key(one, view), one.id) for one in residents]
-        )
+        assert [one.id for one in victims] == [one.id for one in residents]
         compared += len(victims)
     driver.run()
     assert compared > 300 and driver.preempted
