@@ -96,7 +96,7 @@ def load_core(
     elapsed = time.perf_counter() - started
     progress(
         f"{programs.compiled} programs compiled, {programs.loaded} loaded, {programs.pending} more in the "
-        f"background; KV cache for {_pages(classes[0]) * PAGE_TOKENS} tokens; ready after {elapsed:.1f} s"
+        f"background; KV cache for {_tokens(classes)} tokens; ready after {elapsed:.1f} s"
     )
     limits = ModelLimits(
         vocab_size=loaded.model.config.vocab_size, max_model_len=loaded.max_len, eos_token_ids=_eos(loaded)
@@ -222,6 +222,11 @@ def _temporaries(program: Program) -> int:
     compiled = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args).compile()
     memory: Any = compiled.memory_analysis()
     return int(memory.temp_size_in_bytes)
+
+
+def _tokens(classes: tuple[PageClasses, ...]) -> int:
+    """What the cache holds of long sequences; windows hold more of them."""
+    return PAGE_TOKENS * min(_pages(group) for group in [c for c in classes if c.window is None] or classes)
 
 
 def _pages(group: PageClasses) -> int:

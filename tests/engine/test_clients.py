@@ -16,7 +16,7 @@ from jaxserve.engine.client import EngineDead
 from jaxserve.engine.process import ProcessClient
 from jaxserve.engine.thread import ThreadClient
 from jaxserve.scheduler.record import EVENT, PLAN, frames
-from jaxserve.types import Arrive, Delta, Event, Plan, Request, SamplingParams
+from jaxserve.types import Arrive, Delta, Event, Plan, Prefix, Request, SamplingParams
 from tests.engine.test_engine import SHAPE
 
 Client = ThreadClient | ProcessClient
@@ -65,6 +65,25 @@ def test_thread_and_process_give_the_same_tokens(executables: str) -> None:
         return tokens
 
     assert with_client(ThreadClient, config(executables), body) == with_client(ProcessClient, config(executables), body)
+
+
+def test_a_prefix_crosses_the_process_border(executables: str) -> None:
+    tokens = list(range(4, 134))
+
+    async def export(client: Client, deltas: asyncio.Queue) -> Prefix:
+        await answer(client, deltas, msgspec.structs.replace(request("a"), prompt=tokens))
+        return await client.export_prefix(tokens)
+
+    async def bring(client: Client, deltas: asyncio.Queue) -> Prefix:
+        return await client.import_prefix(tokens, prefix.pages)
+
+    settings = config(executables, kv_transfer=True)
+    prefix = with_client(ThreadClient, settings, export)
+    assert isinstance(prefix, Prefix) and (prefix.count, prefix.error) == (128, None)
+    received = with_client(ProcessClient, settings, bring)
+    assert isinstance(received, Prefix) and (received.count, received.error) == (128, None)
+    refused = with_client(ThreadClient, config(executables), bring)
+    assert isinstance(refused, Prefix) and "start it with --kv-transfer" in (refused.error or "")
 
 
 def test_a_killed_engine_process_is_noticed(executables: str) -> None:
