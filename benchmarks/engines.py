@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ from jaxserve.engine.shapes import EngineShape
 from jaxserve.sim import traces
 from jaxserve.sim.machine import Machine
 from jaxserve.sim.metrics import Run, figures
-from jaxserve.sim.profile import Profile, read_profile, timed_steps, write_profile
+from jaxserve.sim.profile import Profile, Timed, read_profile, timed_steps, write_profile
 from jaxserve.sim.simulation import Simulation
 from jaxserve.sim.sweep import PolicySpec
 from jaxserve.sim.workload import Trace, poisson, sample
 from jaxserve.types import Control
-
 
 WARM_UP = "synthetic:jobs=40,prompt=uniform/50/400,output=uniform/20/80"
 """Some hundred steps of all kinds: until then a policy that plans by time believes in the speed of an A100."""
@@ -32,13 +32,14 @@ WARM_UP = "synthetic:jobs=40,prompt=uniform/50/400,output=uniform/20/80"
 @dataclass(frozen=True)
 class Played:
     """`figures`: those of sim/metrics.py, with `step_mean_s`, `steps` and `makespan_s`. `jobs`: completion times, by
-    order of arrival."""
+    order of arrival; `timed`: the engine's steps."""
 
     figures: dict[str, float]
     jobs: tuple[float, ...]
+    timed: tuple[Timed, ...] = ()
 
     @classmethod
-    def of(cls, run: Run, step_mean_s: float, steps: int) -> Played:
+    def of(cls, run: Run, step_mean_s: float, steps: int, timed: Sequence[Timed] = ()) -> Played:
         begin = min(one.arrival for one in run.served)
         more = {
             "step_mean_s": step_mean_s,
@@ -47,7 +48,7 @@ class Played:
         }
         ends: dict[int, float] = {one.job: one.finish for one in run.served if one.last_turn and one.done}
         begins = {one.job: one.arrival for one in run.served if one.turn == 0}
-        return cls(figures(run) | more, tuple(ends[job] - begins[job] for job in sorted(ends)))
+        return cls(figures(run) | more, tuple(ends[job] - begins[job] for job in sorted(ends)), tuple(timed))
 
 
 class Engine:
@@ -70,6 +71,8 @@ class Engine:
         self._shape = EngineShape.of(config, self._core.ready.limits.max_model_len, on_gpu=False)
         self._seen = 0
         self.play(sample(traces.load(WARM_UP), 40, 100.0, 0, poisson))
+        gc.collect()
+        gc.freeze()  # as the engine's own process does: looking at all modules again takes as long as many steps
 
     def play(self, trace: Trace) -> Played:
         """The prefix cache is empty at its begin."""
@@ -77,7 +80,7 @@ class Engine:
         run = self._player.play(self._core, trace.jobs)
         timed = timed_steps(self._record.read_bytes(), self._shape, warm_up=0)
         steps, self._seen = timed[self._seen :], len(timed)
-        return Played.of(run, statistics.fmean(one.seconds for one in steps), len(steps))
+        return Played.of(run, statistics.fmean(one.seconds for one in steps), len(steps), steps)
 
     def close(self) -> None:
         self._core.close()

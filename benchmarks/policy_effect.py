@@ -1,12 +1,12 @@
 """Do policies gain in the engine what the simulator promises? Two policies in turn (A B A B) on the same arrivals.
 
-    python benchmarks/policy_effect.py --json out.json             # every case: five minutes of a machine that does nothing else
+    python benchmarks/policy_effect.py --json out.json        # all cases: five minutes of a machine that does only this
     python benchmarks/policy_effect.py --case heavy-tail --seconds 30 --rounds 4
-    python benchmarks/policy_effect.py --seconds 3 --rounds 1      # does it run?
+    python benchmarks/policy_effect.py --seconds 3 --rounds 1    # does it run?
 
-Both are played in the engine with the bundled model and simulated with a profile of it (taken first where --profile names
-no file that is there), on the same arrivals and seeds. Gain: the baseline's figure by the policy's, less 1. Bar: half of the
-gain that the simulation promises; where that promises less than 5 %, there is nothing to confirm.
+Both are played in the engine with the bundled model and simulated with a profile of it (taken first where --profile
+names no file that is there), on the same arrivals and seeds. Gain: the baseline's figure by the policy's, less 1. Bar:
+half of the gain that the simulation promises; where that promises less than 5 %, there is nothing to confirm.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def summary(found: list[list[float]]) -> list[str]:
-    """From (baseline, policy) measured and simulated, by round: means, gains of the geometric mean over rounds, verdict."""
+    """From (baseline, policy) measured and simulated, by round: means, gains (geometric over rounds), verdict."""
     means = [statistics.fmean(values) for values in zip(*found, strict=True)]
     gained = statistics.geometric_mean([one[0] / one[1] for one in found]) - 1
     promised = statistics.geometric_mean([one[2] / one[3] for one in found]) - 1

@@ -1,7 +1,7 @@
 """Does the simulator predict this engine? Profiles it, then plays traces into it and compares what was predicted.
 
-    python benchmarks/simulator_calibration.py --json out.json              # five minutes of a machine that does nothing else
-    python benchmarks/simulator_calibration.py --seconds 3 --rounds 1       # does it run?
+    python benchmarks/simulator_calibration.py --json out.json          # five minutes, on a machine that does only this
+    python benchmarks/simulator_calibration.py --seconds 3 --rounds 1     # does it run?
 
 For each trace and policy: the mean duration of a step and the p99 and mean job completion time, simulated with the
 profile and measured in the engine on the same arrivals (this thread runs the engine's loop: no client is timed). Bars:
@@ -27,6 +27,8 @@ from engines import Engine, Played, predict, profile_at
 from jaxserve.cli.player import CLOCKS
 from jaxserve.engine.platform import select_platform
 from jaxserve.sim import traces
+from jaxserve.sim.cost import CostModel
+from jaxserve.sim.profile import Timed
 from jaxserve.sim.report import aligned
 from jaxserve.sim.sweep import PolicySpec, Setting, capacity
 from jaxserve.sim.workload import poisson, sample
@@ -43,7 +45,8 @@ LEAST = 0.02
 
 
 def told_apart(a: Sequence[float], b: Sequence[float]) -> int:
-    """-1, 0 or 1: whether the jobs of `a` take less, as long as, or more time than those of `b`, as far as one can tell."""
+    """-1, 0 or 1: whether jobs under `a` take less, as much, or more time than those under `b`, as far as one can tell.
+    """
     differences = [one - other for one, other in zip(a, b, strict=True)]
     size = len(differences) // BATCHES
     if size < 1:
@@ -87,6 +90,20 @@ def cells(predicted: Played, measured: Played) -> Iterator[str]:
         yield f"{error:+.0%}{mark}"
 
 
+def prices(steps: Sequence[Timed], cost: CostModel) -> list[list[str]]:
+    """What the profile says of the very steps that the engine made: errors here are not those of the schedule."""
+    rows = [["rows, tiles", "steps", "share of time", "measured ms", "simulated"]]
+    buckets: dict[tuple[int, int], list[Timed]] = {}
+    for timed in steps:
+        buckets.setdefault(timed.step.bucket, []).append(timed)
+    total = sum(timed.seconds for timed in steps)
+    for bucket, group in sorted(buckets.items()):
+        measured, predicted = sum(one.seconds for one in group), sum(cost.step_s(one.step) for one in group)
+        share, mean = measured / total, 1e3 * measured / len(group)
+        rows.append([f"{bucket}", f"{len(group)}", f"{share:.0%}", f"{mean:.2f}", f"{predicted / measured - 1:+.0%}"])
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a run (default 10)")
@@ -117,7 +134,7 @@ def main() -> None:
     policies = [PolicySpec.parse(text) for text in args.policy]
     engines = {policy.text: Engine(options, policy, args.clock) for policy in policies}
     head = ["trace, policy", "step ms", "simulated", "p99 JCT s", "simulated", "mean JCT s", "simulated"]
-    rows, results, verdicts = [head], [], []
+    rows, results, verdicts, steps = [head], [], [], []
     for name in args.trace:
         trace = traces.load(name).shrunk(TRACES[name])
         rate = args.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
@@ -127,6 +144,7 @@ def main() -> None:
         for policy in policies:
             predicted[policy.text] = predict(machine, policy, arrivals)
             measured[policy.text] = engines[policy.text].play(arrivals)
+            steps.extend(measured[policy.text].timed)
             rows.append([f"{name}, {policy.text}", *cells(predicted[policy.text], measured[policy.text])])
             print(aligned([rows[0], rows[-1]]), file=sys.stderr, flush=True)
             both = {"measured": measured[policy.text].figures, "predicted": predicted[policy.text].figures}
@@ -135,6 +153,8 @@ def main() -> None:
         verdicts.append(f"  simulated {order(predicted)}\n  measured  {order(measured)}")
     print(aligned(rows))
     print("\n".join(verdicts))
+    print("all steps of the engine and what the profile says of each:")
+    print(aligned(prices(steps, machine.cost)))
     flat = [cell for row in rows for cell in row]
     print(f"bars: {sum('met' in cell for cell in flat)} met, {sum('MISSED' in cell for cell in flat)} missed")
     if args.json is not None:

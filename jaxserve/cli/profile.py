@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import sys
@@ -107,6 +108,8 @@ def measure(
         player = TracePlayer(CLOCKS[clock]())
         runtime = replace(config.runtime, record=str(record), wait_for_buckets=True)
         core = load_core(replace(config, runtime=runtime), player, player.emit, say, player.clock)
+        gc.collect()
+        gc.freeze()  # as the engine's own process does
         shape = _shape(config, core.ready.limits.max_model_len)
         kv_tokens = min(core.ready.num_pages) * PAGE_TOKENS
         cells = [cell for _ in range(rounds) for cell in grid(shape, kv_tokens, contexts)]
