@@ -45,8 +45,7 @@ LEAST = 0.02
 
 
 def told_apart(a: Sequence[float], b: Sequence[float]) -> int:
-    """-1, 0 or 1: whether jobs under `a` take less, as much, or more time than those under `b`, as far as one can tell.
-    """
+    """-1, 0 or 1: whether jobs under `a` take less, as much or more time than under `b`, as far as one can tell."""
     differences = [one - other for one, other in zip(a, b, strict=True)]
     size = len(differences) // BATCHES
     if size < 1:

@@ -110,7 +110,9 @@ def main() -> None:
     for _ in range(args.steps):
         core.step()
     wall, host = (time.perf_counter() - start) / args.steps, (time.thread_time() - host) / args.steps
-    print(f"\n{args.rows} rows from {args.context} tokens on: {wall * 1e3:.2f} ms a step as served, host {host * 1e3:.2f} ms")
+    print(
+        f"\n{args.rows} rows from {args.context} tokens on: a step takes {wall * 1e3:.2f} ms, the host {host * 1e3:.2f}"
+    )
     times: dict[str, list[float]] = defaultdict(list)
     with clocked(times):
         for _ in range(args.steps):
