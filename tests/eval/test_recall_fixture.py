@@ -31,6 +31,13 @@ def test_dense_kv_recalls_everything(engine_options: dict[str, Any]) -> None:
     assert score(options, reuse="program", mode=["multi-turn"], kv_cache_dtype="f32") == {"multi-turn": 1.0}
 
 
+@pytest.mark.parametrize("format", ["int8", "hack2"])
+def test_codes_tell_the_truth_where_all_channels_weigh_the_same(format: str, engine_options: dict[str, Any]) -> None:
+    """The fixture's codes have entries of one size: what is lost here was lost by a page, not by rounding."""
+    options = {**engine_options, "max_model_len": 1088, "kv_cache_dtype": format, "mode": ["single"]}
+    assert score(options) == {"single": 1.0}
+
+
 def test_transformers_agrees_that_it_recalls(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
