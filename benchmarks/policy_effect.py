@@ -34,7 +34,7 @@ OPTIONS = {
     "max_num_seqs": 16,
     "max_num_batched_tokens": 256,
     "max_model_len": 2048,
-    "kv_cache_memory": "128MiB",
+    "kv_cache_memory": "96MiB",
 }
 
 
@@ -51,11 +51,10 @@ class Case:
 
     def arrivals(self, machine: Machine, seconds: float, seed: int) -> Trace:
         trace = traces.load(self.trace).shrunk(self.scale)
-        rate = capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
-        jobs = max(20, round((self.load or 1.0) * rate * seconds))
         if self.load is None:
-            return sample(trace, jobs, 1e6, seed, lambda draw: 0.0)
-        return sample(trace, jobs, self.load * rate, seed, poisson)
+            return sample(trace, len(trace.jobs), 1e6, seed, lambda draw: 0.0)
+        rate = self.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
+        return sample(trace, max(20, round(rate * seconds)), rate, seed, poisson)
 
 
 CASES = {
@@ -63,7 +62,8 @@ CASES = {
     "conversations": Case("azure-conv", "sarathi", "tbt_p99_s", scale=0.25),
     "agents": Case("agents", "continuum", "jct_mean_s", load=1.2, scale=0.25),
     "offline": Case(
-        "shared-prefix:jobs=2000,groups=200,prefix=700,prompt=lognormal/50/0.5/200,output=lognormal/16/0.5/64",
+        # Prefixes of 36,000 tokens together, more than the cache holds.
+        "shared-prefix:jobs=120,groups=30,prefix=1200,prompt=lognormal/50/0.5/200,output=lognormal/16/0.5/64",
         "batchllm",
         "makespan_s",
         load=None,
