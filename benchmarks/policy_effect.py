@@ -31,10 +31,10 @@ from jaxserve.sim.workload import Trace, poisson, sample
 BAR = 0.5
 NOTHING = 0.05
 OPTIONS = {
-    "max_num_seqs": 16,
+    "max_num_seqs": 4,
     "max_num_batched_tokens": 256,
     "max_model_len": 2048,
-    "kv_cache_memory": "96MiB",
+    "kv_cache_memory": "24MiB",
 }
 
 
