@@ -31,16 +31,16 @@ from jaxserve.sim.workload import Trace, poisson, sample
 BAR = 0.5
 NOTHING = 0.05
 OPTIONS = {
-    "max_num_seqs": 16,
+    "max_num_seqs": 4,
     "max_num_batched_tokens": 256,
     "max_model_len": 2048,
-    "kv_cache_memory": "128MiB",
+    "kv_cache_memory": "24MiB",
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """`load`: None for all at once. `scale`: of lengths, for a model with 4,096 positions."""
+    """`load`: None for all at once. `scale`: of lengths, for a model with 4,096 positions. `stretch`: of --seconds."""
 
     trace: str
     policy: str
@@ -48,22 +48,31 @@ class Case:
     load: float | None = 1.0
     baseline: str = "fcfs"
     scale: float = 1.0
+    stretch: float = 1.0
 
     def arrivals(self, machine: Machine, seconds: float, seed: int) -> Trace:
         trace = traces.load(self.trace).shrunk(self.scale)
-        rate = capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
-        jobs = max(20, round((self.load or 1.0) * rate * seconds))
         if self.load is None:
-            return sample(trace, jobs, 1e6, seed, lambda draw: 0.0)
-        return sample(trace, jobs, self.load * rate, seed, poisson)
+            return sample(trace, len(trace.jobs), 1e6, seed, lambda draw: 0.0)
+        rate = self.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
+        return sample(trace, max(20, round(rate * seconds * self.stretch)), rate, seed, poisson)
 
 
 CASES = {
-    "heavy-tail": Case("heavy-tail", "mlfq", "jct_mean_s", scale=0.5),
-    "conversations": Case("azure-conv", "sarathi", "tbt_p99_s", scale=0.25),
-    "agents": Case("agents", "continuum", "jct_mean_s", load=1.2, scale=0.25),
+    # Above capacity, and long enough to have a queue.
+    "heavy-tail": Case("heavy-tail", "mlfq", "jct_mean_s", load=1.2, scale=0.5, stretch=1.6),
+    "documents": Case("long-prompts", "sarathi", "tbt_p99_s", load=0.8, scale=0.2),
+    # Contexts of 28 sessions are several times what memory holds, and tools are quick.
+    "agents": Case(
+        "agents:jobs=200,turns=uniform/4/8,think_s=0.3,prefix=600,groups=200,prompt=lognormal/100/0.5/400,"
+        "output=lognormal/8/0.5/64",
+        "continuum",
+        "jct_mean_s",
+        load=1.2,
+    ),
+    # Prefixes of 15,000 tokens together, more than the cache holds.
     "offline": Case(
-        "shared-prefix:jobs=2000,groups=200,prefix=700,prompt=lognormal/50/0.5/200,output=lognormal/16/0.5/64",
+        "shared-prefix:jobs=100,groups=15,prefix=1000,prompt=lognormal/50/0.5/200,output=lognormal/16/0.5/64",
         "batchllm",
         "makespan_s",
         load=None,
@@ -74,7 +83,7 @@ CASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES), help="default: all")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals in a run (default 12)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals in a run (default 10)")
     parser.add_argument("--rounds", type=int, default=2, help="seeds: each is run under both policies (default 2)")
     parser.add_argument("--profile", type=Path, help="use this profile, or write it there")
     parser.add_argument("--json", type=Path)

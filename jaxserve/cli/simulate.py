@@ -14,6 +14,7 @@ from typing import Any
 from jaxserve.cli.parser import Parser
 from jaxserve.config import ConfigError, human_int
 from jaxserve.sim import traces
+from jaxserve.sim.link import LINKS
 from jaxserve.sim.machine import HOST_OPTIONS, OPTIONS, PUBLISHED_KV_TOKENS, SHAPE_OPTIONS, Machine, published
 from jaxserve.sim.metrics import SLO, interval
 from jaxserve.sim.profile import read_profile
@@ -119,6 +120,9 @@ def parser() -> Parser:
     )
     what.add_argument(
         "--host-link-gbps", type=float, metavar="G", help="Rate of copies to and from it, GB/s. Default: 24."
+    )
+    what.add_argument(
+        "--host-copies", choices=sorted(LINKS), help="How these copies are made, see sim/link.py. Default: gathered."
     )
     result = made.add_argument_group("result")
     result.add_argument(

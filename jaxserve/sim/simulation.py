@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO
 
+from msgspec import structs
+
 from jaxserve.scheduler import Policy
 from jaxserve.sim.clock import Agenda
 from jaxserve.sim.dispatch import Dispatch, RoundRobin
@@ -141,6 +143,8 @@ class Simulation:
     def _arrives(self, number: int, index: int, now: float) -> None:
         job = self._left[number]
         turn = job.turns[index]
+        if turn.prompt + turn.output > self._longest:  # the engine ends it there
+            turn = structs.replace(turn, output=self._longest - turn.prompt)
         last = index == len(job.turns) - 1
         served = Served(job=number, turn=index, arrival=now, prompt=turn.prompt, tenant=job.tenant, last_turn=last)
         seq = len(self._served) + self._refused

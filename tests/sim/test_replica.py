@@ -110,3 +110,10 @@ def test_clients_take_the_next_job_when_theirs_is_done():
     starts = sorted(one.arrival for one in run.served)
     assert starts[:2] == [0.0, 0.0] and starts[2] > 0
     assert max(sum(o.arrival <= one.arrival < o.finish for o in run.served) for one in run.served) == 2
+
+
+def test_an_answer_ends_where_the_model_ends():
+    """As in the engine, and a prompt that leaves no room for an answer is refused."""
+    run = simulate(jobs((0, 1000, 100), (0, 1024, 5)), kv_tokens=2048, max_num_seqs=2)
+    assert [(one.prompt, one.output, one.done) for one in run.served] == [(1000, 24, True)]
+    assert run.refused == 1
