@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxserve.kv.format import formats
 from jaxserve.kv.sealed import SealedFormat
 from pallas_kernels.layouts import Kivi, SealedLayout, hack
+from pallas_kernels.layouts.packed import PackedLayout
 
 
 @dataclass(frozen=True)
 class PackedFormat(SealedFormat):
     """What is left to a format: the `codes` of its sealed pages."""
 
-    codes: ClassVar[SealedLayout]
+    codes: ClassVar[PackedLayout]
 
     @property
     def layout(self) -> SealedLayout:
-        return self.codes
+        narrowest = min(self.channels or (self.codes.group,))
+        return replace(self.codes, group=min(self.codes.group, max(narrowest, 32)))
 
 
 @formats.register("kivi4")
