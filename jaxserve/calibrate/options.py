@@ -23,7 +23,7 @@ class CalibrateOptions:
     channels: tuple[int, ...] = ()
     groups: int = 4
     tokens: int = 16384
-    held_out: int = 4096
+    held_out: int = 8192
     window: int = 1024
 
     def __post_init__(self) -> None:

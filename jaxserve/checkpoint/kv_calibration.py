@@ -85,7 +85,11 @@ def read_calibration(path: Path, model: Model, params: Params) -> KVCalibration:
         ) from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged KV calibration: {error}") from error
-    if found.model != fingerprint(model, params):
+    try:
+        served = fingerprint(model, params)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if found.model != served:
         raise CheckpointError(
             f"{path} was made for another model ({found.name}): run `jaxserve calibrate` on the model that is served, "
             "its weights in float32 or bfloat16"

@@ -7,6 +7,7 @@ format is to hold only these, in 16 bits (`zeroc`) or in the codes of another se
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import jax.numpy as jnp
 
 from jaxserve.kv.format import formats
@@ -42,7 +43,7 @@ def held_by(name: str) -> str | None:
     inner = name.removeprefix(f"{NAME}+")
     if inner not in sealing:
         raise ValueError(
-            f"--kv-cache-dtype {name} does not exist: ZeroC keeps the first and the newest pages whole, so it goes with "
-            f"formats that seal full pages: {NAME}, {', '.join(f'{NAME}+{one}' for one in sealing)}."
+            f"--kv-cache-dtype {name} does not exist: ZeroC keeps the first and the newest pages whole, so it goes "
+            f"with formats that seal full pages: {NAME}, {', '.join(f'{NAME}+{one}' for one in sealing)}."
         )
     return inner

@@ -111,6 +111,8 @@ def fingerprint(model: Model, params: Params) -> str:
     digest.update(repr((c.rope, c.window_rope, c.qk_norm, c.windows)).encode())
     for layer in range(c.layers):
         attention = params["layers"][layer]["attention"]
+        if isinstance(attention["qkv"], QTensor):
+            raise ValueError("the weights are quantized already: calibrate and serve the ones that they were made of")
         for name in ("qkv", "o"):
             rows = np.asarray(attention[name][:: max(c.hidden // 4, 1)].astype(jnp.bfloat16))
             digest.update(rows.tobytes())
