@@ -100,7 +100,7 @@ class CacheOptions:
         "auto",
         "Format of the KV cache. auto: the type of the activations on a GPU, f16 on a CPU; int8 and fp8_e4m3 (fp8): "
         "8 bits with a scale for each token and head; kivi and hack with 2, 4 or 8 bits: full pages are sealed, "
-        "docs/techniques/kivi.md and hack.md; zeroc: sealed pages hold those channels that matter, by a calibration, in "
+        "docs/techniques/kivi.md and hack.md; zeroc: sealed pages hold the channels that a calibration chose, in "
         "16 bits or packed (docs/techniques/zeroc.md).",
         choices=(
             *("auto", "bf16", "f16", "f32", "fp8", "fp8_e4m3", "int8"),

@@ -1,4 +1,4 @@
-"""How many channels each layer keeps: a path from all to few, and the farthest point on it that a bound allows.
+"""How many channels each layer keeps: a path from all to few, and the point on it that a bound allows.
 
 Knows no model: the loss is a function.
 """
@@ -52,14 +52,11 @@ def path(
     return found
 
 
-def deepest(choices: Sequence[Channels], allowed: Callable[[Channels], bool]) -> Channels:
-    """The last of `choices` that is allowed, by bisection: what is allowed later is taken to be allowed before. The
-    first one always is."""
-    low, high = 0, len(choices) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if allowed(choices[middle]) else (low, middle - 1)
-    return choices[low]
+def fewest(choices: Sequence[Channels], allowed: Callable[[Channels], bool], head_dim: int) -> Channels:
+    """The one of `choices` with the fewest channels that is allowed, tried in that order; the one with the most always
+    is."""
+    rising = sorted(set(choices), key=lambda choice: (share(choice, head_dim), choice))
+    return next((choice for choice in rising[:-1] if allowed(choice)), rising[-1])
 
 
 def in_groups(channels: Channels, groups: int, head_dim: int) -> Channels:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxserve.calibrate.choice import deepest, in_groups, path
+from jaxserve.calibrate.choice import fewest, in_groups, path
 from jaxserve.calibrate.loss import Channels, Loss, full, share
 from jaxserve.calibrate.moments import collect
 from jaxserve.calibrate.options import CalibrateOptions
@@ -65,24 +65,23 @@ def calibrate(
         basis = find_basis(collect(model, params, calibration, done), model, params)
     turned = change_basis(model, params, basis)
     loss, quick = Loss(*turned, held_out), Loss(*turned, held_out[: max(1, len(held_out) // QUICK)])
-    base = loss(full(c.layers, c.head_dim))
+    everything = full(c.layers, c.head_dim)
+    base, quick_base = loss(everything), quick(everything)
     with _bar(2 * c.layers * (len(sizes) - 1), "losses", "choice", progress) as done:
         choices = [in_groups(one, options.groups, c.head_dim) for one in path(c.layers, c.head_dim, sizes, quick, done)]
 
-    def within_share(choice: Channels) -> bool:
-        return share(choice, c.head_dim) <= (options.keep or 1)
-
     def within_bound(choice: Channels) -> bool:
-        return _rise(loss(choice), base) <= options.loss_bound
+        return all(
+            _rise(measure(choice), start) <= options.loss_bound
+            for measure, start in ((quick, quick_base), (loss, base))
+        )
 
     if options.keep is None:
-        chosen = deepest(choices, within_bound)
+        chosen = fewest(choices, within_bound, c.head_dim)
     else:
-        chosen = next((choice for choice in choices if within_share(choice)), choices[-1])
-        if not within_share(chosen):
-            raise ConfigError(
-                f"--keep {options.keep}: with --channels {sizes[0]} at least, {sizes[0] / c.head_dim} is kept"
-            )
+        chosen = next((choice for choice in choices if share(choice, c.head_dim) <= options.keep), choices[-1])
+        if (least := share(chosen, c.head_dim)) > options.keep:
+            raise ConfigError(f"--keep {options.keep}: the fewest of --channels {min(sizes)} leave {least:.2f}")
     lost = loss(chosen)
     made = {
         "text": hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),

@@ -85,9 +85,9 @@ class PackedLayout:
         """ValueError if codes of `dim` channels cannot be packed."""
         if dim not in HEAD_DIMS or (dim == 32 and self.bits < 4):
             known = "64 or 128" if self.bits < 4 else "32, 64 or 128"
-            raise ValueError(f"Packed KV pages of {self.bits} bits have {known} channels a head, not {dim}.")
+            raise ValueError(f"Packed KV pages of {self.bits} bits need a head_dim of {known}, not {dim}.")
         if dim % self.group:
-            raise ValueError(f"{dim} channels a head do not divide into groups of {self.group}.")
+            raise ValueError(f"A head_dim of {dim} does not divide into groups of {self.group} channels.")
 
     def encode(self, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
         k_codes, k_affine = self._quantize(k, self.k_axis)

@@ -139,7 +139,7 @@ def _checked(head_dim: int, value_dim: int | None) -> int:
     value_dim = head_dim if value_dim is None else value_dim
     for dim in (head_dim, value_dim):
         if dim <= 0 or dim % STEP:
-            raise ValueError(f"Sealed pages of floats have a multiple of {STEP} channels a head, not {dim}.")
+            raise ValueError(f"Sealed pages of floats need a head_dim that is a multiple of {STEP}, not {dim}.")
     return value_dim
 
 

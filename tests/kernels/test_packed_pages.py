@@ -153,7 +153,7 @@ def test_nothing_seen_adds_nothing(layout: Packed) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: hack(2).shapes(2, 64, 96), "64 or 128 channels a head, not 96"),
+        (lambda: hack(2).shapes(2, 64, 96), "head_dim of 64 or 128, not 96"),
         (lambda: Kivi(2).shapes(2, 16, 64), "32, 64 or 128 tokens, not 16"),
         (lambda: hack(3), "2, 4 or 8 bits, not 3"),
         (lambda: Kivi(8), "2 or 4 bits"),

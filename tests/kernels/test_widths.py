@@ -84,10 +84,10 @@ def test_bytes_are_those_of_the_channels_held() -> None:
 @pytest.mark.parametrize(
     ("layout", "dims", "words"),
     [
-        (FloatRows(), (40, 32), "multiple of 16 channels a head, not 40"),
-        (FloatColumns(), (48, 0), "multiple of 16 channels a head, not 0"),
-        (hack(2), (64, 32), "2 bits have 64 or 128 channels a head, not 32"),
-        (hack(4), (96, 64), "32, 64 or 128 channels a head, not 96"),
+        (FloatRows(), (40, 32), "multiple of 16, not 40"),
+        (FloatColumns(), (48, 0), "multiple of 16, not 0"),
+        (hack(2), (64, 32), "2 bits need a head_dim of 64 or 128, not 32"),
+        (hack(4), (96, 64), "32, 64 or 128, not 96"),
         (hack(4), (64, 32), "groups of 64"),
     ],
 )
