@@ -11,7 +11,7 @@ from typing import Any
 from jaxserve.checkpoint.kv_calibration import KVCalibration
 from jaxserve.checkpoint.kv_scales import read_kv_scales
 from jaxserve.config import ConfigError, EngineConfig
-from jaxserve.kv import KVFormat, formats, split_groups
+from jaxserve.kv import KVFormat, SealedFormat, formats, split_groups
 from jaxserve.kv.eight_bit import Fp8E4M3Format
 from jaxserve.kv.zeroc import held_by
 from jaxserve.models.model import Model
@@ -46,12 +46,13 @@ def kv_groups(
         made = _made(config, set(named), on_gpu)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    layer_formats = [
-        made[name]
-        if inner is None or calibration is None
-        else replace(made[name], channels=calibration.channels[layer])
-        for layer, (inner, name) in enumerate(zip(held, named, strict=True))
-    ]
+    layer_formats = [made[name] for name in named]
+    if calibration is not None:
+        kept = zip(layer_formats, held, calibration.channels, strict=True)
+        layer_formats = [
+            replace(format, channels=channels) if inner and isinstance(format, SealedFormat) else format
+            for format, inner, channels in kept
+        ]
     groups, group_formats = split_groups(whole, layer_formats)
     for group, format in zip(groups, group_formats, strict=True):
         try:

@@ -70,7 +70,8 @@ class FloatRows(_Floats):
         return shape.head_dim // _power(shape.head_dim), shape.value_dim // _power(shape.value_dim)
 
     def in_kernel(self, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, *, interpret: bool) -> KernelPages:
-        return _Pages(*refs, layer, head)
+        k, v = refs
+        return _Pages(k, v, layer, head)
 
 
 @dataclass(frozen=True)
