@@ -154,7 +154,7 @@ def test_cached_pages_belong_to_their_calibration(make) -> None:
         ({"kv_calibration": "nowhere"}, CheckpointError, "nowhere cannot be read"),
         ({"kv_calibration": "other model"}, CheckpointError, "made for another model"),
         ({"kv_cache_dtype": "zeroc+hack2"}, ConfigError, r"layer 0: .*2 bits need a head_dim of 64 or 128, not 32"),
-        ({"kv_cache_dtype": "zeroc+int8"}, ConfigError, "--kv-cache-dtype zeroc.int8"),
+        ({"kv_cache_dtype": "zeroc+int8"}, ConfigError, "zeroc.int8. is not one of auto, bf16"),
         ({"kv_cache_dtype_layers": {"zeroc+int8": 0}}, ConfigError, "formats that seal full pages: zeroc, zeroc.hack2"),
     ],
 )
