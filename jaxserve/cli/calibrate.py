@@ -24,7 +24,7 @@ def parser() -> Parser:
         served; the file holds for this model only.
         """,
         """
-        jaxserve calibrate -o lookup.kvcal                        # the bundled model, half a minute
+        jaxserve calibrate -o lookup.kvcal                        # the bundled model, a few minutes
         jaxserve calibrate -o qwen.kvcal --model ~/models/Qwen3-0.6B --text prompts.txt --loss-bound 0.2
         jaxserve calibrate -o qwen.kvcal --model ~/models/Qwen3-0.6B --channels 32 64   # for zeroc+hack4
         jaxserve serve --model ~/models/Qwen3-0.6B --kv-cache-dtype zeroc --kv-calibration qwen.kvcal
