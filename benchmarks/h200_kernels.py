@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxserve.aot import compile_for, ptx, targets
-from pallas_kernels.layouts import Dense, Kivi, Layout, hack
+from pallas_kernels.layouts import Dense, FloatRows, Kivi, Layout, hack
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
 
@@ -35,7 +35,12 @@ LAYOUTS: dict[str, Layout] = {
     "hack4": hack(4),
     "hack2": hack(2),
     "hack2_p": hack(2, "P"),
+    "zeroc 96+64": FloatRows(),
+    "zeroc 64+64": FloatRows(),
+    "zeroc+hack4 64+32": hack(4, group=32),
 }
+CHANNELS = {name: tuple(map(int, name.split()[1].split("+"))) for name in LAYOUTS if " " in name}
+"""Of keys and values, where pages do not hold all."""
 _INSTRUCTION = re.compile(r"\s+(?:@\S+ )?[a-z]\w*[.\s;]")
 _LABEL = re.compile(r"(\$L\w+):")
 _BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$L\w+)")
@@ -46,25 +51,25 @@ def array(dtype: object, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def pool(layout: Layout) -> object:
+def pool(layout: Layout, channels: tuple[int, ...]) -> object:
     """One layer's pool."""
     if isinstance(layout, Dense):
         return layout.pool(PAGES, 1, KV_HEADS, PAGE_TOKENS, HEAD_DIM)
-    shapes = layout.shapes(KV_HEADS, PAGE_TOKENS, HEAD_DIM)  # type: ignore[attr-defined]
+    shapes = layout.shapes(KV_HEADS, PAGE_TOKENS, *channels)  # type: ignore[attr-defined]
     return {name: array(one.dtype, PAGES, 1, *one.shape) for name, one in shapes.items()}
 
 
 def row(name: str, op, rows: int, q_tokens: int) -> str:
-    layout = LAYOUTS[name]
+    layout, channels = LAYOUTS[name], CHANNELS.get(name, (HEAD_DIM, HEAD_DIM))
 
     def call(q, positions, counts, pool, tables):
         return op(q, positions, pool, 0, tables, counts=counts, scale=HEAD_DIM**-0.5, backend="triton", layout=layout)
 
     args = (
-        array(jnp.bfloat16, rows, q_tokens, HEADS, HEAD_DIM),
+        array(jnp.bfloat16, rows, q_tokens, HEADS, channels[0]),
         array(jnp.int32, rows),
         array(jnp.int32, rows),
-        pool(layout),
+        pool(layout, channels),
         array(jnp.int32, rows, 128),
     )
     bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args[3])) // (PAGES * KV_HEADS)

@@ -91,17 +91,25 @@ class ModelOptions:
     )
 
 
+_PACKED = ("kivi2", "kivi4", "hack2", "hack4", "hack8", "hack2_p", "hack4_p", "hack8_p")
+
+
 @dataclass(frozen=True)
 class CacheOptions:
     kv_cache_dtype: str = option(
         "auto",
         "Format of the KV cache. auto: the type of the activations on a GPU, f16 on a CPU; int8 and fp8_e4m3 (fp8): "
         "8 bits with a scale for each token and head; kivi and hack with 2, 4 or 8 bits: full pages are sealed, "
-        "docs/techniques/kivi.md and hack.md.",
+        "docs/techniques/kivi.md and hack.md; zeroc: sealed pages hold the channels that a calibration chose, in "
+        "16 bits or packed (docs/techniques/zeroc.md).",
         choices=(
             *("auto", "bf16", "f16", "f32", "fp8", "fp8_e4m3", "int8"),
-            *("kivi2", "kivi4", "hack2", "hack4", "hack8", "hack2_p", "hack4_p", "hack8_p"),
+            *_PACKED,
+            *("zeroc", *(f"zeroc+{name}" for name in _PACKED)),
         ),
+    )
+    kv_calibration: str | None = option(
+        None, "File that `jaxserve calibrate` wrote for this model, for --kv-cache-dtype zeroc."
     )
     kv_cache_dtype_layers: tuple[str, ...] = option(
         (),

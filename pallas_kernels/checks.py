@@ -17,7 +17,7 @@ def check_paged(
     if q.ndim != 4:
         raise ValueError(f"{op}: q must be [rows, q_tokens, heads, head_dim], not {q.shape}.")
     rows, _, heads, head_dim = q.shape
-    _, kv_heads, _, pool_head_dim = layout.page_shape(pool)
+    _, kv_heads, _, pool_head_dim, _ = layout.page_shape(pool)
     if positions.shape != (rows,):
         raise ValueError(f"{op}: positions must be [{rows}] like the rows of q, not {positions.shape}.")
     if tables.ndim != 2 or tables.shape[0] != rows:

@@ -63,7 +63,7 @@ def triton_walk(
     page_products: KernelPages,
     *,
     o_parts: int,
-    head_dim: int,
+    value_dim: int,
     pages: int,
     page_tokens: int,
     scale: float,
@@ -98,7 +98,7 @@ def triton_walk(
 
     rows = q[0].shape[0]
     nothing = Walked(
-        tuple(jnp.zeros((rows, head_dim // o_parts), jnp.float32) for _ in range(o_parts)),
+        tuple(jnp.zeros((rows, value_dim // o_parts), jnp.float32) for _ in range(o_parts)),
         jnp.full((rows,), NO_KEY, jnp.float32),
         jnp.zeros((rows,), jnp.float32),
     )

@@ -36,7 +36,7 @@ def walk(
     row alone: a step in which it sees nothing multiplies by exp(0) and adds 0.
     """
     rows, q_tokens, heads, head_dim = q.shape
-    pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
+    pages, kv_heads, page_tokens, _, value_dim = layout.page_shape(pool)
     group = heads // kv_heads
     m_rows = group * q_tokens
     n = pages_per_step
@@ -86,11 +86,11 @@ def walk(
         keep = jnp.exp(m - m_new)
         l = l * keep + jnp.sum(p, axis=(1, 4))  # noqa: E741
         mixed = layout.mix(p.reshape(-1, kv_heads, m_rows, page_tokens), page)
-        o = o * keep[..., None] + jnp.sum(mixed.reshape(rows, n, kv_heads, m_rows, head_dim), axis=1)
+        o = o * keep[..., None] + jnp.sum(mixed.reshape(rows, n, kv_heads, m_rows, value_dim), axis=1)
         return index + 1, Attended(o, m_new, l)
 
     flat = (rows, kv_heads, m_rows)
-    nothing = Attended(jnp.zeros((*flat, head_dim)), jnp.full(flat, NO_KEY), jnp.zeros(flat))
+    nothing = Attended(jnp.zeros((*flat, value_dim)), jnp.full(flat, NO_KEY), jnp.zeros(flat))
     _, part = lax.while_loop(lambda carry: carry[0] < last, step, (first, nothing))
     return jax.tree.map(lambda x: _ungroup(x, q_tokens), part)
 

@@ -17,7 +17,7 @@ LEAVES = {"types", "config"}
 LEVELS = [
     {"cli"},
     {"server", "batch", "cluster"},
-    {"api", "engine", "sim", "eval", "aot", "openai"},
+    {"api", "engine", "sim", "eval", "aot", "calibrate", "openai"},
     {"text", "models", "sampling", "speculative", "checkpoint", "bundled"},
     {"kv", "quant", "parallel"},
 ]

@@ -27,6 +27,7 @@ VERBS = {
     "bench": "Measure throughput and latency, of the library or of any OpenAI-compatible server.",
     "profile": "Measure the steps of the engine here, for `simulate --cost`.",
     "simulate": "Compare scheduling policies on a trace in virtual time.",
+    "calibrate": "Find which channels of the KV cache a model needs, for `--kv-cache-dtype zeroc`.",
     "convert": "Rewrite a Hugging Face folder as an Orbax checkpoint, quantized if you like.",
 }
 

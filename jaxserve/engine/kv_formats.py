@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxserve.checkpoint.kv_calibration import KVCalibration
 from jaxserve.checkpoint.kv_scales import read_kv_scales
 from jaxserve.config import ConfigError, EngineConfig
-from jaxserve.kv import KVFormat, formats, split_groups
+from jaxserve.kv import KVFormat, SealedFormat, formats, split_groups
 from jaxserve.kv.eight_bit import Fp8E4M3Format
+from jaxserve.kv.zeroc import held_by
 from jaxserve.models.model import Model
 from jaxserve.types import KVGroup
 
@@ -23,26 +25,46 @@ FLAG = "--kv-cache-dtype-layers"
 
 
 def kv_groups(
-    config: EngineConfig, model: Model, folder: Path, on_gpu: bool
+    config: EngineConfig, model: Model, folder: Path, on_gpu: bool, calibration: KVCalibration | None = None
 ) -> tuple[tuple[KVGroup, ...], tuple[KVFormat, ...]]:
-    """The KV groups of `model`, loaded from `folder`, and the format of each.
+    """The KV groups of `model`, loaded from `folder`, and the format of each. `calibration`: in whose basis the model
+    is, for ZeroC.
 
     Raises:
         ConfigError: a format that does not exist or cannot hold the KV of this model; layers that do not exist or get
-            two formats; an option that no format in use has.
+            two formats; an option that no format in use has; ZeroC without a calibration, or the other way round.
     """
     whole = model.kv_groups()
     names = _names(config, whole)
     try:
-        made = _made(config, {_named(name, model, on_gpu) for name in names}, on_gpu)
+        held = [held_by(name) for name in names]
+        if any(held) and calibration is None:
+            raise ValueError("--kv-cache-dtype zeroc needs --kv-calibration FILE; `jaxserve calibrate` makes it")
+        if calibration is not None and not any(held):
+            raise ValueError("--kv-calibration says what --kv-cache-dtype zeroc keeps; no layer has that format")
+        named = [inner or _named(name, model, on_gpu) for inner, name in zip(held, names, strict=True)]
+        made = _made(config, set(named), on_gpu)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    groups, group_formats = split_groups(whole, [made[_named(name, model, on_gpu)] for name in names])
+    layer_formats = [made[name] for name in named]
+    if calibration is not None:
+        kept = zip(layer_formats, held, calibration.channels, strict=True)
+        layer_formats = [
+            replace(format, channels=channels) if inner and isinstance(format, SealedFormat) else format
+            for format, inner, channels in kept
+        ]
+    groups, group_formats = split_groups(whole, layer_formats)
     for group, format in zip(groups, group_formats, strict=True):
         try:
             format.kinds(group)
         except ValueError as error:
-            raise ConfigError(f"{_layers_text(group.layers)}: {error}" if len(made) > 1 else str(error)) from None
+            hint = (
+                ""
+                if calibration is None
+                else f" (`jaxserve calibrate --channels` says how many {calibration.name} may keep)"
+            )
+            text = f"{error}{hint}"
+            raise ConfigError(f"{_layers_text(group.layers)}: {text}" if len(groups) > 1 else text) from None
     return groups, _calibrated(groups, group_formats, folder, len(names))
 
 

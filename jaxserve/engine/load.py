@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxserve.checkpoint.generation import read_generation_config
+from jaxserve.checkpoint.kv_calibration import KVCalibration, read_calibration
 from jaxserve.checkpoint.load import load_model
 from jaxserve.checkpoint.source import model_folder
 from jaxserve.config import ConfigError, EngineConfig
@@ -28,6 +29,7 @@ from jaxserve.engine.shapes import EngineShape
 from jaxserve.engine.step import STAGED, StepFunctions
 from jaxserve.engine.transfer import Transfer
 from jaxserve.kv import KVState, allocate, kv_shapes, size_pages
+from jaxserve.models.basis import change_basis, quantize_params
 from jaxserve.models.model import Model
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling import state as sampling_state
@@ -56,6 +58,8 @@ class Loaded:
     on_gpu: bool
     max_len: int
     shape: EngineShape
+    calibration: KVCalibration | None = None
+    """In whose basis the model is, if in any but its own."""
 
 
 def load_core(
@@ -109,7 +113,7 @@ def load_core(
         startup_s=elapsed,
         page_classes=classes,
     )
-    identity = _identity(config, functions)
+    identity = _identity(config, functions, loaded.calibration)
     transfer = None
     if config.cache.kv_transfer:
         transfer = Transfer(scheduler, runner, functions.groups, functions.kv.formats, identity)
@@ -135,12 +139,29 @@ def _load(config: EngineConfig) -> Loaded:
     dtype = config.model.dtype
     if dtype == "auto" and not on_gpu:
         dtype = "float32"
-    model, params = load_model(folder, dtype, config.model.quantization)
+    model, params, calibration = _load_model(config, folder, dtype)
     longest = model.config.max_position
     max_len = config.model.max_model_len or longest
     if max_len > longest:
         raise ConfigError(f"--max-model-len {max_len} is more than the {longest} positions of this model")
-    return Loaded(folder, model, params, on_gpu, max_len, EngineShape.of(config, max_len, on_gpu))
+    return Loaded(folder, model, params, on_gpu, max_len, EngineShape.of(config, max_len, on_gpu), calibration)
+
+
+def _load_model(config: EngineConfig, folder: Path, dtype: str) -> tuple[Model, Any, KVCalibration | None]:
+    """The model and its parameters, in the basis of the calibration that the options name."""
+    file, quantization = config.cache.kv_calibration, config.model.quantization
+    if file is None:
+        return *load_model(folder, dtype, quantization), None
+    # A basis is folded into plain weights; quantizing comes after.
+    model, params = load_model(folder, dtype)
+    calibration = read_calibration(Path(file), model, params)
+    try:
+        model, params = change_basis(model, params, calibration.basis)
+    except ValueError as error:
+        raise ConfigError(f"--kv-calibration {file}: {error}") from None
+    if quantization is not None:
+        params = quantize_params(model, params, quantization)
+    return model, params, calibration
 
 
 def _device(config: EngineConfig) -> jax.Device:
@@ -163,7 +184,7 @@ def _functions(config: EngineConfig, loaded: Loaded) -> tuple[StepFunctions, tup
     expected = config.cache.kv_expected_len
     if expected is not None and expected > loaded.max_len:
         raise ConfigError(f"--kv-expected-len {expected} is more than the model length {loaded.max_len}")
-    groups, group_formats = kv_groups(config, model, loaded.folder, loaded.on_gpu)
+    groups, group_formats = kv_groups(config, model, loaded.folder, loaded.on_gpu, loaded.calibration)
     layout = SlotLayout(
         slots=shape.slots,
         max_len=shape.max_len,
@@ -317,7 +338,7 @@ def _cache(config: EngineConfig, functions: StepFunctions) -> ExecutableCache | 
     return ExecutableCache(folder, identity)
 
 
-def _identity(config: EngineConfig, functions: StepFunctions) -> str:
+def _identity(config: EngineConfig, functions: StepFunctions, calibration: KVCalibration | None) -> str:
     """What cached KV depends on beside the tokens."""
     return repr(
         (
@@ -327,6 +348,7 @@ def _identity(config: EngineConfig, functions: StepFunctions) -> str:
             functions.model.dtype.name,
             functions.groups,
             functions.kv.formats,
+            None if calibration is None else calibration.digest,
         )
     )
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxserve.kv.format import formats
 from jaxserve.kv.sealed import SealedFormat
-from pallas_kernels.layouts import Kivi, SealedLayout, hack
+from pallas_kernels.layouts import HackFolded, HackPartitioned, Kivi, SealedLayout, hack
 
 
 @dataclass(frozen=True)
 class PackedFormat(SealedFormat):
     """What is left to a format: the `codes` of its sealed pages."""
 
-    codes: ClassVar[SealedLayout]
+    codes: ClassVar[Kivi | HackFolded | HackPartitioned]
 
     @property
     def layout(self) -> SealedLayout:
-        return self.codes
+        # Where pages hold 32 channels of a head, these are a group.
+        return replace(self.codes, group=32) if self.channels and min(self.channels) == 32 else self.codes
 
 
 @formats.register("kivi4")

@@ -2,6 +2,9 @@
 
 The reading rule (kv/reading.py) says which pages a query reads in which form. Values are rounded to the 16-bit page
 type before they are quantized, whichever way they came, so a sealed page has the same bits however it came about.
+
+A sealed page may hold only the leading channels of each head (`channels`). That is worth something where a model's
+heads are written in a basis in which these carry the most (models/basis.py); formats neither know nor need it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ Pool = dict[str, Any]
 """`open`: 16-bit pages as `SealedFormat.open` lays them out; `sealed`: the layout's arrays [pages of class 1, layers,
 *shape] by name."""
 
+Attend = Callable[..., Attended]
+"""attend(q, pool, layer, table, places, layout) of one list of pages for the rows of a step."""
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -50,6 +56,8 @@ class SealedFormat(KVFormat):
     """Prefill attends to its own chunk in 16 bits, as the papers do; results then depend on where chunks begin."""
     dtype: str = "bfloat16"
     """Of 16-bit pages. float32 is for tests of exactness."""
+    channels: tuple[int, int] | None = None
+    """Leading channels of a key and of a value that sealed pages hold; 16-bit pages hold all. None: all, here too."""
 
     def __post_init__(self) -> None:
         if self.sink_pages < 0:
@@ -78,7 +86,7 @@ class SealedFormat(KVFormat):
 
     def payload(self, group: KVGroup, pages: tuple[int, ...]) -> Pool:
         layers = len(group.layers)
-        shapes = self.layout.shapes(group.kv_heads, PAGE_TOKENS, group.head_dim)
+        shapes = self._sealed_shapes(group)
         return {
             "open": self.open.pool(pages[0], layers, group.kv_heads, PAGE_TOKENS, group.head_dim),
             "sealed": {
@@ -97,8 +105,16 @@ class SealedFormat(KVFormat):
         return pool | {_PARTS[cls]: part}
 
     def heads_axis(self, group: KVGroup) -> Any:
-        sealed = self.layout.shapes(group.kv_heads, PAGE_TOKENS, group.head_dim)
-        return {"open": self.open.heads_axis(), "sealed": dict.fromkeys(sealed, 2)}
+        return {"open": self.open.heads_axis(), "sealed": dict.fromkeys(self._sealed_shapes(group), 2)}
+
+    def _sealed_shapes(self, group: KVGroup) -> dict[str, jax.ShapeDtypeStruct]:
+        if self.channels is None:
+            return self.layout.shapes(group.kv_heads, PAGE_TOKENS, group.head_dim)
+        if max(self.channels) > group.head_dim:
+            raise ValueError(
+                f"sealed pages cannot hold {max(self.channels)} of the {group.head_dim} channels of a head"
+            )
+        return self.layout.shapes(group.kv_heads, PAGE_TOKENS, *self.channels)
 
     def pages_held(self, pages: int) -> tuple[int, ...]:
         # All pages but the newest are full, and a page is sealed as soon as it is full.
@@ -131,6 +147,8 @@ class SealedFormat(KVFormat):
 
     def _store(self, sealed: Any, layer: Layer, ids: Any, k: jax.Array, v: jax.Array) -> Any:
         """Sealed pages `ids` int32 [n] become what k, v [n, kv_heads, page_tokens, head_dim] encode to."""
+        if self.channels is not None:
+            k, v = (x[..., :held] for x, held in zip((k, v), self.channels, strict=True))
         codes = self.layout.encode(k, v)
         return {
             name: array.at[ids, layer].set(codes[name], mode="drop", unique_indices=True)
@@ -149,11 +167,11 @@ class SealedFormat(KVFormat):
 
     def attend_rows(self, q: jax.Array, pool: Pool, layer: Layer, rows: Rows, spec: AttentionSpec) -> Attended:
         reads = _reads(rows)
-        attend = self._attention(paged_decode, q, rows, spec)
+        attend = self._attention(paged_decode, rows, spec)
         return merge(
             [
-                attend(pool["sealed"], layer, reads.sealed, None, self.layout),
-                attend(pool["open"], layer, reads.open, reads.places, self.open),
+                self._attend_sealed(attend, q, pool["sealed"], layer, reads.sealed),
+                attend(q, pool["open"], layer, reads.open, reads.places, self.open),
             ]
         )
 
@@ -162,13 +180,21 @@ class SealedFormat(KVFormat):
     ) -> Attended:
         reads = _tile_reads(tiles)
         near, table = self._near(pool["open"], layer, *self._as_pages(k, v), reads)
-        attend = self._attention(paged_prefill, q, tiles, spec)
+        attend = self._attention(paged_prefill, tiles, spec)
         return merge(
             [
-                attend(pool["sealed"], layer, reads.sealed, None, self.layout),
-                attend(near, 0, table, reads.places, self.open),
+                self._attend_sealed(attend, q, pool["sealed"], layer, reads.sealed),
+                attend(q, near, 0, table, reads.places, self.open),
             ]
         )
+
+    def _attend_sealed(self, attend: Attend, q: jax.Array, pool: Any, layer: Layer, table: jax.Array) -> Attended:
+        if self.channels is None:
+            return attend(q, pool, layer, table, None, self.layout)
+        keys, values = self.channels
+        part = attend(q[..., :keys], pool, layer, table, None, self.layout)
+        missing = [(0, 0)] * (q.ndim - 1) + [(0, q.shape[-1] - values)]
+        return part._replace(o=jnp.pad(part.o, missing))
 
     def _near(self, pool: Any, layer: Layer, k: jax.Array, v: jax.Array, reads: TileReads) -> tuple[Any, jax.Array]:
         """A pool of one layer with everything that tiles read in 16 bits, and their tables into it.
@@ -186,8 +212,10 @@ class SealedFormat(KVFormat):
         near = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), taken, self.open.pool_of(k, v))
         return near, jnp.minimum(in_pool, tiles)
 
-    def _attention(self, op: Callable[..., Attended], q: jax.Array, rows: Rows, spec: AttentionSpec):
-        def attend(pool: Any, layer: Layer, table: jax.Array, places: jax.Array | None, layout: Layout) -> Attended:
+    def _attention(self, op: Callable[..., Attended], rows: Rows, spec: AttentionSpec) -> Attend:
+        def attend(
+            q: jax.Array, pool: Any, layer: Layer, table: jax.Array, places: jax.Array | None, layout: Layout
+        ) -> Attended:
             return op(
                 q,
                 rows.positions,

@@ -85,6 +85,8 @@ class DecoderConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    key_basis: bool = False
+    """Queries and keys are written in a basis of each KV head's own after RoPE (models/basis.py)."""
     attention_scale: float = 1.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None

@@ -157,6 +157,8 @@ class Model:
         scale = {"matrix": fan_in, "residual": fan_in * (2 * self.config.layers) ** -0.5, "embedding": 0.02}
         if kind in scale:
             return (jax.random.normal(key, like.shape, jnp.float32) * scale[kind]).astype(like.dtype)
+        if kind == "identity":
+            return jnp.broadcast_to(jnp.eye(like.shape[-1], dtype=like.dtype), like.shape)
         return jnp.full(like.shape, {"one": 1, "zero": 0}[kind], like.dtype)
 
     def _metadata(self, name: str) -> Params:

@@ -1,7 +1,7 @@
 """Weight formats and the one matrix product. Knows nothing of models, checkpoints or requests."""
 
 from jaxserve.quant.formats import Int8, WeightFormat, dequantize, quantize, weight_format, weight_formats
-from jaxserve.quant.linear import LinearContext, linear
+from jaxserve.quant.linear import LinearContext, linear, linear_heads
 from jaxserve.quant.qtensor import QTensor
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "WeightFormat",
     "dequantize",
     "linear",
+    "linear_heads",
     "quantize",
     "weight_format",
     "weight_formats",

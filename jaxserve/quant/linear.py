@@ -1,7 +1,8 @@
-"""The one matrix product of every model. Dispatches on the weight's type; knows nothing of layers or devices."""
+"""The matrix products of every model. Dispatches on the weight's type; knows nothing of layers or devices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -37,17 +38,31 @@ def linear(
     Sums are float32 whatever the operands are. The result has `out_dtype`, by default the dtype of x.
     """
     out_dtype = jnp.dtype(out_dtype or x.dtype)
-    rows = ctx.invariant_rows
-    if rows is None:
-        y = _product(x, w, ctx, out_dtype)
-    else:
-        count = x.shape[0]
-        padded = jnp.pad(x, ((0, -count % rows), (0, 0)))
-        blocks = padded.reshape(-1, rows, x.shape[1])
-
-        y = jax.lax.map(lambda block: _product(block, w, ctx, out_dtype), blocks)
-        y = y.reshape(padded.shape[0], -1)[:count]
+    y = _by_rows(lambda block: _product(block, w, ctx, out_dtype), x, ctx)
     return y if bias is None else y + bias.astype(out_dtype)
+
+
+def linear_heads(x: jax.Array, w: jax.Array, ctx: LinearContext = LinearContext()) -> jax.Array:  # noqa: B008  frozen
+    """x [T, heads, n, in] times w [heads, in, out], a matrix for each head -> [T, heads, n, out] in the dtype of x.
+
+    Sums are float32.
+    """
+    precision = ctx.precision if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+    def product(block: jax.Array) -> jax.Array:
+        return jnp.einsum("thni,hio->thno", block, w, precision=precision, preferred_element_type=x.dtype)
+
+    return _by_rows(product, x, ctx)
+
+
+def _by_rows(product: Callable[[jax.Array], jax.Array], x: jax.Array, ctx: LinearContext) -> jax.Array:
+    """`product` of x [T, ...], in blocks of the number of rows that the context fixes."""
+    rows, count = ctx.invariant_rows, x.shape[0]
+    if rows is None:
+        return product(x)
+    padded = jnp.pad(x, ((0, -count % rows), *[(0, 0)] * (x.ndim - 1)))
+    y = jax.lax.map(product, padded.reshape(-1, rows, *x.shape[1:]))
+    return y.reshape(padded.shape[0], *y.shape[2:])[:count]
 
 
 def _product(x: jax.Array, w: jax.Array | QTensor, ctx: LinearContext, out_dtype: jnp.dtype) -> jax.Array:

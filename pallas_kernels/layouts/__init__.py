@@ -6,7 +6,16 @@ from pallas_kernels.layouts.dense import Dense
 from pallas_kernels.layouts.eight_bit import EightBitColumns, EightBitRows
 from pallas_kernels.layouts.hack import HackFolded, HackPartitioned, hack
 from pallas_kernels.layouts.kivi import Kivi
-from pallas_kernels.layouts.layout import FloatLayout, KernelLayout, KernelPages, Layout, SealedLayout, TokenLayout
+from pallas_kernels.layouts.layout import (
+    FloatLayout,
+    KernelLayout,
+    KernelPages,
+    Layout,
+    PageShape,
+    SealedLayout,
+    TokenLayout,
+)
+from pallas_kernels.layouts.sealed_floats import FloatColumns, FloatRows
 
 __all__ = [
     "Code",
@@ -14,7 +23,9 @@ __all__ = [
     "Dense",
     "EightBitColumns",
     "EightBitRows",
+    "FloatColumns",
     "FloatLayout",
+    "FloatRows",
     "Fp8",
     "HackFolded",
     "HackPartitioned",
@@ -23,6 +34,7 @@ __all__ = [
     "KernelPages",
     "Kivi",
     "Layout",
+    "PageShape",
     "SealedLayout",
     "TokenLayout",
     "hack",

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.layouts.layout import PageShape
+
 Pool = tuple[jax.Array, jax.Array]
 
 
@@ -67,9 +69,9 @@ class Columns:
     def pool_of(self, k: jax.Array, v: jax.Array) -> Pool:
         return self._pack(k).swapaxes(2, 3)[:, None], self._pack(v)[:, None]
 
-    def page_shape(self, pool: Pool) -> tuple[int, int, int, int]:
+    def page_shape(self, pool: Pool) -> PageShape:
         pages, _, kv_heads, page_tokens, head_dim = pool[1].shape
-        return pages, kv_heads, page_tokens, head_dim
+        return PageShape(pages, kv_heads, page_tokens, head_dim, head_dim)
 
     def prepare(self, q: jax.Array) -> jax.Array:
         return q

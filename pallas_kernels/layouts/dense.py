@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.compat import dot
+from pallas_kernels.layouts.layout import PageShape
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Dense:
     def pool_of(self, k: jax.Array, v: jax.Array) -> jax.Array:
         return jnp.stack([k, v], axis=1)[:, None]
 
-    def page_shape(self, pool: jax.Array) -> tuple[int, int, int, int]:
+    def page_shape(self, pool: jax.Array) -> PageShape:
         pages, _, _, kv_heads, page_tokens, head_dim = pool.shape
-        return pages, kv_heads, page_tokens, head_dim
+        return PageShape(pages, kv_heads, page_tokens, head_dim, head_dim)
 
     def prepare(self, q: jax.Array) -> jax.Array:
         return q

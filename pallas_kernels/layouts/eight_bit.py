@@ -20,7 +20,7 @@ from jax import lax
 
 from pallas_kernels.compat import dot
 from pallas_kernels.layouts.codes import Code
-from pallas_kernels.layouts.layout import KernelPages
+from pallas_kernels.layouts.layout import KernelPages, PageShape
 
 Query = tuple[jax.Array, jax.Array]
 """Query vectors and the sum of each, one axis of length 1 in place of head_dim."""
@@ -109,9 +109,9 @@ class EightBitRows(EightBit):
             "sides": _put_pages(pool["sides"], layer, jnp.stack(sides, axis=2), pages, inside[:, None, None]),
         }
 
-    def page_shape(self, pool: Any) -> tuple[int, int, int, int]:
+    def page_shape(self, pool: Any) -> PageShape:
         pages, _, _, kv_heads, page_tokens, head_dim = pool["codes"].shape
-        return pages, kv_heads, page_tokens, head_dim
+        return PageShape(pages, kv_heads, page_tokens, head_dim, head_dim)
 
     def fetch(self, pool: Any, layer: int | jax.Array, ids: jax.Array) -> Page:
         def at(array: jax.Array, *index: Any) -> jax.Array:
@@ -207,9 +207,9 @@ class EightBitColumns(EightBit):
             "sides": _put_pages(pool["sides"], layer, sides, pages, columns),
         }
 
-    def page_shape(self, pool: Any) -> tuple[int, int, int, int]:
+    def page_shape(self, pool: Any) -> PageShape:
         pages, _, kv_heads, page_tokens, head_dim = pool["values"].shape
-        return pages, kv_heads, page_tokens, head_dim
+        return PageShape(pages, kv_heads, page_tokens, head_dim, head_dim)
 
     def fetch(self, pool: Any, layer: int | jax.Array, ids: jax.Array) -> Page:
         sides = _flat_rows(pool["sides"], layer, ids).astype(jnp.uint32) << 16

@@ -28,17 +28,19 @@ from pallas_kernels.layouts.packing import from_bits, half, quantize8
 @dataclass(frozen=True)
 class _Hack(PackedLayout):
     """Adds the sums of signed codes: `k_sum` [head_dim / group, page_tokens] over the channels of a partition, `v_sum`
-    [head_dim] over the tokens of the page; int8 where they fit, else int16."""
+    [value_dim] over the tokens of the page; int8 where they fit, else int16."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return (*super().names, "k_sum", "v_sum")
 
-    def shapes(self, kv_heads: int, page_tokens: int, head_dim: int) -> dict[str, jax.ShapeDtypeStruct]:
-        shapes = super().shapes(kv_heads, page_tokens, head_dim)
+    def shapes(
+        self, kv_heads: int, page_tokens: int, head_dim: int, value_dim: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = super().shapes(kv_heads, page_tokens, head_dim, value_dim)
         k_sum = (kv_heads, head_dim // self.group, page_tokens)
         shapes["k_sum"] = jax.ShapeDtypeStruct(k_sum, self._sum_dtype(self.group))
-        shapes["v_sum"] = jax.ShapeDtypeStruct((kv_heads, head_dim), self._sum_dtype(page_tokens))
+        shapes["v_sum"] = jax.ShapeDtypeStruct((kv_heads, value_dim or head_dim), self._sum_dtype(page_tokens))
         return shapes
 
     def encode(self, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
@@ -66,7 +68,7 @@ class _Hack(PackedLayout):
         return [(start // self.group, slice(start, start + self.group)) for start in range(0, head_dim, self.group)]
 
     def _signed(self, page: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Signed codes of K and V, float32 [n, kv_heads, page_tokens, head_dim]."""
+        """Signed codes of K and V, float32 [n, kv_heads, page_tokens, head_dim and value_dim]."""
         k, v = self.codes(page)
         return k - half(self.bits), v - half(self.bits)
 
@@ -76,7 +78,7 @@ class _Hack(PackedLayout):
 
 
 class Fetched(NamedTuple):
-    """Pages as float32 [n, kv_heads, ...]: codes [page_tokens, head_dim], and what belongs to them."""
+    """Pages as float32 [n, kv_heads, ...]: codes [page_tokens, head_dim or value_dim], and what belongs to them."""
 
     k: jax.Array
     v: jax.Array

@@ -8,10 +8,21 @@ Triton walk `KernelLayout.in_kernel` gives the same products on one page of one 
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+
+
+class PageShape(NamedTuple):
+    """Sizes of a pool's pages. `head_dim`: channels of a key, and of the queries that meet it; `value_dim`: of a value,
+    and of what attention returns."""
+
+    pages: int
+    kv_heads: int
+    page_tokens: int
+    head_dim: int
+    value_dim: int
 
 
 class Layout(Protocol):
@@ -19,9 +30,7 @@ class Layout(Protocol):
     head; `p` float32 [rows, kv_heads, m, page_tokens]. Products depend, query vector by query vector, on that one
     alone."""
 
-    def page_shape(self, pool: Any) -> tuple[int, int, int, int]:
-        """(pages, kv_heads, page_tokens, head_dim) of `pool`."""
-        ...
+    def page_shape(self, pool: Any) -> PageShape: ...
 
     def prepare(self, q: jax.Array) -> Any:
         """What `scores` needs of q, made once per walk: a pytree of arrays that begin with q's [rows, kv_heads, m]."""
@@ -36,7 +45,7 @@ class Layout(Protocol):
         ...
 
     def mix(self, p: jax.Array, page: Any) -> jax.Array:
-        """p V, float32 [rows, kv_heads, m, head_dim]; zeros where p is zero."""
+        """p V, float32 [rows, kv_heads, m, value_dim]; zeros where p is zero."""
         ...
 
 
@@ -74,7 +83,7 @@ class KernelPages(Protocol):
         ...
 
     def mix(self, p: jax.Array, page: jax.Array) -> tuple[jax.Array, ...]:
-        """p V of float32 [m, page_tokens]: `parts` arrays float32 [m, head_dim / parts]."""
+        """p V of float32 [m, page_tokens]: `parts` arrays float32 [m, value_dim / parts]."""
         ...
 
 
@@ -123,12 +132,16 @@ class SealedLayout(Layout, Protocol):
     number shards all of them.
     """
 
-    def shapes(self, kv_heads: int, page_tokens: int, head_dim: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """What one layer of one page holds, by name. Raises ValueError where the algebra does not allow the sizes."""
+    def shapes(
+        self, kv_heads: int, page_tokens: int, head_dim: int, value_dim: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """What one layer of one page holds, by name. `value_dim` None: values have as many channels as keys. Raises
+        ValueError where the algebra does not allow the sizes."""
         ...
 
     def encode(self, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
-        """k, v [n, kv_heads, page_tokens, head_dim] in the 16-bit page type -> arrays [n, *shape] as `shapes` says.
+        """k [n, kv_heads, page_tokens, head_dim], v [n, kv_heads, page_tokens, value_dim] in the 16-bit page type ->
+        arrays [n, *shape] as `shapes` says.
 
         Every bit of a page depends on its own keys and values alone.
         """

@@ -15,11 +15,14 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.layouts.layout import PageShape
 from pallas_kernels.layouts.packing import BITS, Affine, affine, from_bits, pack, quantize, to_bits, unpack
 
 Axis = Literal["channel", "token"]
 
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = (32, 64, 128)
+"""Channels of keys and of values; 32 in one group, and with 4 bits or more: fields of fewer than 16 channels are too
+narrow for a product on tensor cores."""
 PAGE_TOKENS = (32, 64, 128)
 
 
@@ -30,9 +33,9 @@ class PackedLayout:
     A pool is a dict of arrays [pages, layers, kv_heads, ...]; per page, layer and head:
 
         k_codes        uint8 [page_tokens, head_dim * bits / 8]
-        v_codes        uint8 [head_dim * bits / 8, page_tokens]
-        *_scale, *_min uint16 [head_dim] per channel; [head_dim / group, page_tokens] per token: the bits of bfloat16,
-                       because XLA's gathers on CPUs would convert whole pools of it
+        v_codes        uint8 [value_dim * bits / 8, page_tokens]
+        *_scale, *_min uint16 [dim] per channel; [dim / group, page_tokens] per token: the bits of bfloat16, because
+                       XLA's gathers on CPUs would convert whole pools of it
     """
 
     bits: int
@@ -53,25 +56,38 @@ class PackedLayout:
         """Of the arrays of a page, in the order in which kernels take them."""
         return ("k_codes", "k_scale", "k_min", "v_codes", "v_scale", "v_min")
 
-    def shapes(self, kv_heads: int, page_tokens: int, head_dim: int) -> dict[str, jax.ShapeDtypeStruct]:
-        if head_dim not in HEAD_DIMS:
-            raise ValueError(f"Packed KV pages need head_dim 64 or 128, this model has {head_dim}.")
+    def shapes(
+        self, kv_heads: int, page_tokens: int, head_dim: int, value_dim: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        value_dim = head_dim if value_dim is None else value_dim
+        for dim in (head_dim, value_dim):
+            self._check(dim)
         if page_tokens not in PAGE_TOKENS:
             raise ValueError(f"Packed KV pages have 32, 64 or 128 tokens, not {page_tokens}.")
-        per = {"channel": (head_dim,), "token": (head_dim // self.group, page_tokens)}
-        width = head_dim * self.bits // 8
 
         def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((kv_heads, *shape), dtype)
 
+        def meta(dim: int, axis: Axis) -> jax.ShapeDtypeStruct:
+            shape = (dim,) if axis == "channel" else (dim // self.group, page_tokens)
+            return array(jnp.uint16, *shape)
+
         return {
-            "k_codes": array(jnp.uint8, page_tokens, width),
-            "k_scale": array(jnp.uint16, *per[self.k_axis]),
-            "k_min": array(jnp.uint16, *per[self.k_axis]),
-            "v_codes": array(jnp.uint8, width, page_tokens),
-            "v_scale": array(jnp.uint16, *per[self.v_axis]),
-            "v_min": array(jnp.uint16, *per[self.v_axis]),
+            "k_codes": array(jnp.uint8, page_tokens, head_dim * self.bits // 8),
+            "k_scale": meta(head_dim, self.k_axis),
+            "k_min": meta(head_dim, self.k_axis),
+            "v_codes": array(jnp.uint8, value_dim * self.bits // 8, page_tokens),
+            "v_scale": meta(value_dim, self.v_axis),
+            "v_min": meta(value_dim, self.v_axis),
         }
+
+    def _check(self, dim: int) -> None:
+        """ValueError if codes of `dim` channels cannot be packed."""
+        if dim not in HEAD_DIMS or (dim == 32 and self.bits < 4):
+            known = "64 or 128" if self.bits < 4 else "32, 64 or 128"
+            raise ValueError(f"Packed KV pages of {self.bits} bits need a head_dim of {known}, not {dim}.")
+        if dim % self.group:
+            raise ValueError(f"A head_dim of {dim} does not divide into groups of {self.group} channels.")
 
     def encode(self, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
         k_codes, k_affine = self._quantize(k, self.k_axis)
@@ -87,7 +103,7 @@ class PackedLayout:
 
     def decode(self, page: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """The keys and values that the codes of `page`, arrays [n, kv_heads, ...], stand for: float32 [n, kv_heads,
-        page_tokens, head_dim]."""
+        page_tokens, head_dim and value_dim]."""
         k_codes, v_codes = self.codes(page)
         metas = {name: from_bits(page[name]) for name in ("k_scale", "k_min", "v_scale", "v_min")}
         k = k_codes * self._spread(metas["k_scale"], self.k_axis) + self._spread(metas["k_min"], self.k_axis)
@@ -95,14 +111,15 @@ class PackedLayout:
         return k, v
 
     def codes(self, page: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """The codes of `page` as float32 [n, kv_heads, page_tokens, head_dim]: K, V."""
+        """The codes of `page` as float32 [n, kv_heads, page_tokens, head_dim and value_dim]: K, V."""
         k = unpack(page["k_codes"], self.bits)
         v = unpack(page["v_codes"].swapaxes(-1, -2), self.bits)
         return k.astype(jnp.float32), v.astype(jnp.float32)
 
-    def page_shape(self, pool: dict[str, jax.Array]) -> tuple[int, int, int, int]:
-        pages, _, kv_heads, page_tokens, width = pool["k_codes"].shape
-        return pages, kv_heads, page_tokens, width * 8 // self.bits
+    def page_shape(self, pool: dict[str, jax.Array]) -> PageShape:
+        pages, _, kv_heads, page_tokens, k_width = pool["k_codes"].shape
+        v_width = pool["v_codes"].shape[-2]
+        return PageShape(pages, kv_heads, page_tokens, k_width * 8 // self.bits, v_width * 8 // self.bits)
 
     def gather(self, pool: dict[str, jax.Array], layer: int | jax.Array, ids: jax.Array) -> dict[str, jax.Array]:
         return {name: pool[name].at[ids, layer].get(mode="promise_in_bounds") for name in self.names}

@@ -40,7 +40,8 @@ class PackedRefs:
     head: jax.Array
     bits: int
     group: int
-    head_dim: int
+    k_dim: int
+    v_dim: int
     page_tokens: int
     interpret: bool
 
@@ -49,22 +50,27 @@ class PackedRefs:
         cls, layout: PackedLayout, refs: tuple[Any, ...], layer: jax.Array, head: jax.Array, interpret: bool
     ) -> PackedRefs:
         named = dict(zip(layout.names, refs, strict=True))
-        page_tokens, width = named["k_codes"].shape[-2:]
-        head_dim = width * 8 // layout.bits
-        return cls(named, layer, head, layout.bits, layout.group, head_dim, page_tokens, interpret)
+        page_tokens, k_bytes = named["k_codes"].shape[-2:]
+        v_bytes = named["v_codes"].shape[-2]
+        k_dim, v_dim = k_bytes * 8 // layout.bits, v_bytes * 8 // layout.bits
+        return cls(named, layer, head, layout.bits, layout.group, k_dim, v_dim, page_tokens, interpret)
 
     @property
-    def field(self) -> int:
-        """Channels of a field."""
-        return self.head_dim * self.bits // 8
+    def k_field(self) -> int:
+        """Channels of a field of K: those whose codes are the same bits of neighbouring bytes."""
+        return self.k_dim * self.bits // 8
+
+    @property
+    def v_field(self) -> int:
+        return self.v_dim * self.bits // 8
 
     @property
     def k_width(self) -> int:
-        return k_width(self.bits, self.group, self.head_dim)
+        return k_width(self.bits, self.group, self.k_dim)
 
     @property
     def v_width(self) -> int:
-        return v_width(self.bits, self.group, self.head_dim)
+        return v_width(self.bits, self.group, self.v_dim)
 
     def k_blocks(self, partition: int) -> range:
         """The blocks of K in a group of channels."""
@@ -76,8 +82,12 @@ class PackedRefs:
         return range(partition * per, (partition + 1) * per)
 
     @property
-    def partitions(self) -> range:
-        return range(self.head_dim // self.group)
+    def k_partitions(self) -> range:
+        return range(self.k_dim // self.group)
+
+    @property
+    def v_partitions(self) -> range:
+        return range(self.v_dim // self.group)
 
     def channel_scale(self, side: str, page: jax.Array, block: int) -> jax.Array:
         """Scales of one block of channels, float32 [1, width]; `side` is k or v."""
@@ -119,19 +129,19 @@ class PackedRefs:
     def k_bytes(self, page: jax.Array, block: int) -> tuple[jax.Array, Field]:
         """Bytes that hold the codes of one block of K, [page_tokens, k_width], and where in them."""
         codes = self.refs["k_codes"]
-        first = block * self.k_width // self.field
-        if self.k_width <= self.field:
-            start = block * self.k_width % self.field
+        first = block * self.k_width // self.k_field
+        if self.k_width <= self.k_field:
+            start = block * self.k_width % self.k_field
             return codes[page, self.layer, self.head, :, pl.ds(start, self.k_width)], Field(self.bits, first)
         shape = (self.page_tokens, self.k_width)
         token, channel = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-        packed = codes[page, self.layer, self.head, token, channel % self.field]
-        upper = jnp.where(channel < self.field, 0, 255).astype(jnp.uint8)
+        packed = codes[page, self.layer, self.head, token, channel % self.k_field]
+        upper = jnp.where(channel < self.k_field, 0, 255).astype(jnp.uint8)
         return packed, Field(self.bits, first, upper)
 
     def v_bytes(self, page: jax.Array, block: int) -> tuple[jax.Array, Field]:
         """Bytes that hold the codes of one block of V, [v_width, page_tokens], and where in them."""
-        first, start = divmod(block * self.v_width, self.field)
+        first, start = divmod(block * self.v_width, self.v_field)
         packed = self.refs["v_codes"][page, self.layer, self.head, pl.ds(start, self.v_width)]
         return packed, Field(self.bits, first)
 
@@ -170,10 +180,10 @@ def v_width(bits: int, group: int, head_dim: int) -> int:
 
 def parts(layout: PackedLayout, pool: dict[str, jax.Array]) -> tuple[int, int]:
     """See `Layout.parts`."""
-    head_dim = layout.page_shape(pool)[3]
+    shape = layout.page_shape(pool)
     return (
-        head_dim // k_width(layout.bits, layout.group, head_dim),
-        head_dim // v_width(layout.bits, layout.group, head_dim),
+        shape.head_dim // k_width(layout.bits, layout.group, shape.head_dim),
+        shape.value_dim // v_width(layout.bits, layout.group, shape.value_dim),
     )
 
 
@@ -200,7 +210,7 @@ class KiviPages:
     def mix(self, p: jax.Array, page: jax.Array) -> tuple[jax.Array, ...]:
         x = self.page
         out = []
-        for partition in x.partitions:
+        for partition in x.v_partitions:
             folded = (p * x.token_scale("v", page, partition)).astype(jnp.bfloat16)
             shift = jnp.sum(p * x.token_min("v", page, partition), axis=1, keepdims=True)
             out += [dot(folded, x.v_bfloat16(page, block).T) + shift for block in x.v_blocks(partition)]
@@ -220,7 +230,7 @@ class HackFoldedPages:
         x = self.page
         s = jnp.zeros((q[0].shape[0], x.page_tokens), jnp.float32)
         shift = jnp.zeros((q[0].shape[0], 1), jnp.float32)
-        for partition in x.partitions:
+        for partition in x.k_partitions:
             blocks = x.k_blocks(partition)
             wide = [q[block].astype(jnp.float32) for block in blocks]
             folded = [part * x.channel_scale("k", page, block) for part, block in zip(wide, blocks, strict=True)]
@@ -234,7 +244,7 @@ class HackFoldedPages:
     def mix(self, p: jax.Array, page: jax.Array) -> tuple[jax.Array, ...]:
         x = self.page
         out = []
-        for partition in x.partitions:
+        for partition in x.v_partitions:
             codes, scale, center = quantize8(p * x.token_scale("v", page, partition))
             shift = jnp.sum(p * x.token_mid("v", page, partition), axis=1, keepdims=True)
             for block in x.v_blocks(partition):
@@ -260,7 +270,7 @@ class HackPartitionedPages:
 
     def prepare(self, q: tuple[jax.Array, ...]) -> tuple[PartitionedQ, ...]:
         made = []
-        for partition in self.page.partitions:
+        for partition in self.page.k_partitions:
             wide = [q[block].astype(jnp.float32) for block in self.page.k_blocks(partition)]
             codes, scale, center = quantize8(*wide)
             total = functools.reduce(jnp.add, [jnp.sum(part, axis=1, keepdims=True) for part in wide])
@@ -270,7 +280,7 @@ class HackPartitionedPages:
     def scores(self, q: tuple[PartitionedQ, ...], page: jax.Array) -> jax.Array:
         x = self.page
         s = jnp.zeros((q[0].scale.shape[0], x.page_tokens), jnp.float32)
-        for partition, own in zip(x.partitions, q, strict=True):
+        for partition, own in zip(x.k_partitions, q, strict=True):
             product = own.scale * x.product(own.codes, [x.k_int8(page, block) for block in x.k_blocks(partition)])
             product += own.center * x.k_sum(page, partition)
             s += x.token_scale("k", page, partition) * product + x.token_mid("k", page, partition) * own.total
@@ -281,7 +291,7 @@ class HackPartitionedPages:
         codes, scale, center = quantize8(p)
         total = jnp.sum(p, axis=1, keepdims=True)
         out = []
-        for partition in x.partitions:
+        for partition in x.v_partitions:
             for block in x.v_blocks(partition):
                 product = (scale * x.unit) * x.product(codes, [x.v_int8(page, block)]) + center * x.v_sum(page, block)
                 out.append(x.channel_scale("v", page, block) * product + x.channel_mid("v", page, block) * total)

@@ -50,7 +50,7 @@ def paged_decode(
     window: a query at p sees (p - window, p]; None sees all. softcap: scores become softcap * tanh(score / softcap).
     backend: see `pallas_kernels.backends`; None takes the platform's.
 
-    Returns (o, m, l), float32 [rows, q_tokens, heads(, head_dim)], see `pallas_kernels.merge`. Raises ValueError for
+    Returns (o, m, l), float32 [rows, q_tokens, heads(, value_dim)], see `pallas_kernels.merge`. Raises ValueError for
     shapes that do not fit together and for a layout that the backend cannot read.
     """
     backend = resolve(backend)

@@ -36,7 +36,7 @@ def paged_decode(
 ) -> Attended:
     """See `api.paged_decode`. The bits of a row depend on its own data and on `splits`."""
     rows, q_tokens, heads, head_dim = q.shape
-    pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
+    pages, kv_heads, page_tokens, _, value_dim = layout.page_shape(pool)
     group = heads // kv_heads
     m_rows = max(MIN_DOT, pl.next_power_of_2(group * q_tokens))
     splits = splits or min(decode_splits(rows, kv_heads), tables.shape[1])
@@ -68,7 +68,7 @@ def paged_decode(
             lambda index: place_refs[0][row, index] if place_refs else index,
             layout.in_kernel(array_refs, layer, head, interpret=interpret),
             o_parts=o_parts,
-            head_dim=head_dim,
+            value_dim=value_dim,
             pages=pages,
             page_tokens=page_tokens,
             scale=scale,
@@ -94,12 +94,12 @@ def paged_decode(
         + [pl.BlockSpec((None, None, m_rows, head_dim), lambda r, h, s: (r, h, 0, 0))]
         + [None] * (len(lists) + len(arrays)),
         out_specs=[
-            pl.BlockSpec((None, None, None, m_rows, head_dim), lambda r, h, s: (r, h, s, 0, 0)),
+            pl.BlockSpec((None, None, None, m_rows, value_dim), lambda r, h, s: (r, h, s, 0, 0)),
             per_program,
             per_program,
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((*outer, head_dim), jnp.float32),
+            jax.ShapeDtypeStruct((*outer, value_dim), jnp.float32),
             jax.ShapeDtypeStruct(outer, jnp.float32),
             jax.ShapeDtypeStruct(outer, jnp.float32),
         ],

@@ -32,7 +32,7 @@ def paged_prefill(
 ) -> Attended:
     """See `api.paged_prefill`."""
     tiles, q_tokens, heads, head_dim = q.shape
-    pages, kv_heads, page_tokens, _ = layout.page_shape(pool)
+    pages, kv_heads, page_tokens, _, value_dim = layout.page_shape(pool)
     group = heads // kv_heads
     arrays = layout.arrays(pool)
     q_parts, o_parts = layout.parts(pool)
@@ -59,7 +59,7 @@ def paged_prefill(
             lambda index: place_refs[0][tile, index] if place_refs else index,
             layout.in_kernel(array_refs, layer, head // group, interpret=interpret),
             o_parts=o_parts,
-            head_dim=head_dim,
+            value_dim=value_dim,
             pages=pages,
             page_tokens=page_tokens,
             scale=scale,
@@ -69,7 +69,10 @@ def paged_prefill(
         store(part, *out_refs)
 
     per_query = pl.BlockSpec((None, None, block), lambda t, h, b: (t, h, b))
-    per_vector = pl.BlockSpec((None, block, None, head_dim), lambda t, h, b: (t, b, h, 0))
+
+    def per_vector(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, block, None, width), lambda t, h, b: (t, b, h, 0))
+
     o, m, l = triton_call(  # noqa: E741
         kernel,
         jnp.asarray(layer, jnp.int32).reshape(1),
@@ -81,10 +84,10 @@ def paged_prefill(
         *arrays,
         name="paged_prefill",
         grid=(tiles, heads, q_tokens // block),
-        in_specs=[None] * 4 + [per_vector] + [None] * (len(lists) + len(arrays)),
-        out_specs=[per_vector, per_query, per_query],
+        in_specs=[None] * 4 + [per_vector(head_dim)] + [None] * (len(lists) + len(arrays)),
+        out_specs=[per_vector(value_dim), per_query, per_query],
         out_shape=[
-            jax.ShapeDtypeStruct(q.shape, jnp.float32),
+            jax.ShapeDtypeStruct((*q.shape[:3], value_dim), jnp.float32),
             jax.ShapeDtypeStruct((tiles, heads, q_tokens), jnp.float32),
             jax.ShapeDtypeStruct((tiles, heads, q_tokens), jnp.float32),
         ],

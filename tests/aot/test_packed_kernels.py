@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxserve.aot import ptx, targets
-from pallas_kernels.layouts import Kivi, SealedLayout, hack
+from pallas_kernels.layouts import FloatRows, Kivi, SealedLayout, hack
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
 from tests.aot.test_kernels import PAGES, array, compiled
@@ -52,6 +52,35 @@ def test_kernel(name: str, op, rows: int, q_tokens: int, heads, head_dim: int, t
     assert not facts.copies()
     operands = ".s8.s8" if name.startswith("hack") else ".bf16.bf16"
     assert kernel.matrix and all(operands in kind for kind in kernel.matrix)
+
+
+@pytest.mark.parametrize(("op", "rows", "q_tokens"), [(paged_decode, 64, 1), (paged_prefill, 8, 64)])
+@pytest.mark.parametrize(
+    ("layout", "keys", "values"),
+    [
+        (FloatRows(), 96, 64),
+        (FloatRows(), 112, 48),  # blocks of 16 channels
+        (hack(4), 128, 64),
+        (hack(4, group=32), 64, 32),
+        (hack(2), 64, 64),
+        (Kivi(4, group=32), 64, 32),
+    ],
+)
+def test_leading_channels(layout: SealedLayout, keys: int, values: int, op, rows: int, q_tokens: int, tmp_path: Path):
+    """Pages that hold some channels of heads of 128: no more is read, and nothing spills."""
+
+    def call(q, positions, counts, pool, tables):
+        return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, backend="triton", layout=layout)
+
+    shapes = layout.shapes(8, 64, keys, values)
+    pool = {key: array(one.dtype.name, PAGES, 2, *one.shape) for key, one in shapes.items()}
+    ints = (array("int32", rows), array("int32", rows))
+    args = (array("bfloat16", rows, q_tokens, 32, keys), *ints, pool, array("int32", rows, 128))
+    facts = compiled(call, args, dump=tmp_path)
+    kernel = ptx.kernels(tmp_path, targets()["h200"].arch)[op.__name__]
+    assert kernel.spill_bytes == 0
+    assert kernel.matrix
+    assert not facts.copies()
 
 
 @pytest.mark.parametrize(("op", "q_tokens"), [(paged_decode, 1), (paged_prefill, 64)])

@@ -30,7 +30,7 @@ def read(layout: TokenLayout, pool: Any, layer: int) -> tuple[np.ndarray, np.nda
 def test_what_was_put_is_what_is_read(layout: TokenLayout) -> None:
     rng = np.random.default_rng(0)
     pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
-    assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM)
+    assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM, DIM)
     expected = np.zeros((2, PAGES, HEADS, TOKENS, DIM), np.float32)
 
     whole = rng.standard_normal((2, 3, HEADS, TOKENS, DIM)).astype(np.float32)
@@ -56,7 +56,7 @@ def test_pages_come_back_bit_for_bit(layout: FloatLayout) -> None:
         for i in range(2)
     )
     pool = layout.pool_of(k, v)
-    assert layout.page_shape(pool) == (3, HEADS, TOKENS, DIM)
+    assert layout.page_shape(pool) == (3, HEADS, TOKENS, DIM, DIM)
     for got, put in zip(layout.get_pages(pool, 0, jnp.array([2, 0])), (k, v), strict=True):
         assert got.dtype == put.dtype and np.array_equal(got, put[jnp.array([2, 0])])
 
@@ -72,7 +72,7 @@ def test_rows_and_columns_hold_the_same_codes(code: Int8 | Fp8) -> None:
         pages = []
         for layout in (EightBitRows(code, calibrated), EightBitColumns(code, calibrated)):
             pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
-            assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM)
+            assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM, DIM)
             assert all(pool[name].shape[axis] == HEADS for name, axis in layout.heads_axis().items())
             pool = jax.jit(layout.put_pages, static_argnums=1)(pool, 1, *whole, np.array([4, PAGES, 1]), inside)
             pool = jax.jit(layout.put_tokens, static_argnums=1)(

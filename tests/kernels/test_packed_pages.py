@@ -72,7 +72,7 @@ def test_pages_are_what_shapes_says(layout: Packed, page_tokens: int, head_dim: 
     assert {n: (x.shape[1:], x.dtype) for n, x in together.items()} == {
         n: (s.shape, s.dtype) for n, s in shapes.items()
     }
-    assert layout.page_shape({n: x[:, None] for n, x in together.items()}) == (3, 2, page_tokens, head_dim)
+    assert layout.page_shape({n: x[:, None] for n, x in together.items()}) == (3, 2, page_tokens, head_dim, head_dim)
     alone = jax.jit(layout.encode)(k[1:2], v[1:2])
     for name, x in alone.items():
         np.testing.assert_array_equal(x, together[name][1:2], err_msg="a page depends on its own tokens alone")
@@ -153,7 +153,7 @@ def test_nothing_seen_adds_nothing(layout: Packed) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: hack(2).shapes(2, 64, 96), "head_dim 64 or 128, this model has 96"),
+        (lambda: hack(2).shapes(2, 64, 96), "head_dim of 64 or 128, not 96"),
         (lambda: Kivi(2).shapes(2, 16, 64), "32, 64 or 128 tokens, not 16"),
         (lambda: hack(3), "2, 4 or 8 bits, not 3"),
         (lambda: Kivi(8), "2 or 4 bits"),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxserve.kv import SealedFormat, formats
-from pallas_kernels.layouts import Dense
+from pallas_kernels.layouts import Dense, PageShape
 
 
 class _AsFloats(Dense):
@@ -24,16 +24,18 @@ class Plain(_AsFloats):
 
     dtype: str = "float32"
 
-    def shapes(self, kv_heads: int, page_tokens: int, head_dim: int) -> dict[str, jax.ShapeDtypeStruct]:
-        one = jax.ShapeDtypeStruct((kv_heads, page_tokens, head_dim), jnp.dtype(self.dtype))
-        return {"k": one, "v": one}
+    def shapes(
+        self, kv_heads: int, page_tokens: int, head_dim: int, value_dim: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        dims = {"k": head_dim, "v": value_dim or head_dim}
+        return {n: jax.ShapeDtypeStruct((kv_heads, page_tokens, dim), jnp.dtype(self.dtype)) for n, dim in dims.items()}
 
     def encode(self, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
         return {"k": k, "v": v}
 
     def page_shape(self, pool):
         pages, _, kv_heads, page_tokens, head_dim = pool["k"].shape
-        return pages, kv_heads, page_tokens, head_dim
+        return PageShape(pages, kv_heads, page_tokens, head_dim, pool["v"].shape[-1])
 
     def fetch(self, pool, layer, ids):
         return tuple(pool[name].at[ids, layer].get(mode="promise_in_bounds") for name in ("k", "v"))
@@ -45,7 +47,11 @@ class Rounded(_AsFloats):
 
     levels: int = 15
 
-    def shapes(self, kv_heads: int, page_tokens: int, head_dim: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def shapes(
+        self, kv_heads: int, page_tokens: int, head_dim: int, value_dim: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        if value_dim not in (None, head_dim):
+            raise ValueError("keys and values of this layout have the same channels")
         codes = jax.ShapeDtypeStruct((kv_heads, page_tokens, head_dim), jnp.uint8)
         edge = jax.ShapeDtypeStruct((kv_heads, 2, head_dim), jnp.float32)
         return {"k": codes, "v": codes, "k_edge": edge, "v_edge": edge}
@@ -62,7 +68,7 @@ class Rounded(_AsFloats):
 
     def page_shape(self, pool):
         pages, _, kv_heads, page_tokens, head_dim = pool["k"].shape
-        return pages, kv_heads, page_tokens, head_dim
+        return PageShape(pages, kv_heads, page_tokens, head_dim, pool["v"].shape[-1])
 
     def fetch(self, pool, layer, ids):
         def floats(name: str) -> jax.Array:

@@ -52,5 +52,5 @@ def test_pages_that_are_not_finite_are_refused(key: str) -> None:
 
 
 def test_a_head_dim_without_packed_pages_is_refused() -> None:
-    with pytest.raises(ValueError, match="head_dim 64 or 128, this model has 96"):
+    with pytest.raises(ValueError, match="head_dim of 64 or 128, not 96"):
         formats.get("hack2").kinds(KVGroup(layers=(0,), kv_heads=1, head_dim=96))

@@ -185,9 +185,13 @@ def expected(format: SealedFormat, spec: Spec, slot: int) -> np.ndarray:
     for x in (k, v):
         pad = np.pad(x, ((0, -LENGTH % PAGE_TOKENS), (0, 0), (0, 0)))
         sealed.append(pad.reshape(-1, PAGE_TOKENS, KV_HEADS, DIM).swapaxes(1, 2))
-    codes = format.layout.encode(*(jnp.asarray(x, format.dtype) for x in sealed))
+    held = format.channels or (DIM, DIM)
+    codes = format.layout.encode(*(jnp.asarray(x[..., :n], format.dtype) for x, n in zip(sealed, held, strict=True)))
     pool = {name: np.asarray(x)[:, None] for name, x in codes.items()}
-    read = format.layout.fetch(jax.tree.map(jnp.asarray, pool), 0, jnp.arange(len(sealed[0])))
+    read = list(format.layout.fetch(jax.tree.map(jnp.asarray, pool), 0, jnp.arange(len(sealed[0]))))
+    if format.name == "zeroc":
+        read[0] = read[0].swapaxes(2, 3)  # its keys are columns
+    read = [np.pad(x, [(0, 0)] * 3 + [(0, DIM - x.shape[-1])]) for x in read]
     flat = [np.asarray(x, np.float64).swapaxes(1, 2).reshape(-1, KV_HEADS, DIM) for x in read]
     out = np.zeros((LENGTH, HEADS, DIM))
     for p in range(LENGTH):
@@ -231,6 +235,44 @@ def test_the_same_bits_whichever_way(name: str, sinks: int, residual: int) -> No
             codes = host.page(1, 1, index)
             same = (np.array_equal(codes[n][:, LAYER], x[:, LAYER]) for n, x in first.page(1, 1, index).items())
             assert all(same), index
+
+
+@pytest.mark.parametrize(("channels", "way"), [((64, 64), whole), ((48, 32), mixed)])
+def test_sealed_pages_of_leading_channels(channels: tuple[int, int], way) -> None:
+    """16-bit pages whole, sealed ones without their last channels, in float64."""
+    format = formats.get("zeroc", channels=channels, dtype="float32")
+    host = way(Host(format))
+    positions = sorted(p for s, p in host.got if s == 1)
+    got = np.stack([host.got[1, p] for p in positions])
+    exact = expected(format, PLAIN, 1)[positions]
+    np.testing.assert_allclose(got, exact, atol=3e-5)
+    dense = np.abs(exact - expected(formats.get("test-plain"), PLAIN, 1)[positions]).max()
+    assert dense < 1e-12 if channels == (64, 64) else dense > 0.1
+
+
+def test_leading_channels_give_the_same_bits_whichever_way() -> None:
+    make = lambda: Host(formats.get("hack4", channels=(64, 32), backend="tiled"))  # noqa: E731
+    first, *others = whole(make()), mixed(make())
+    for host in others:
+        assert all(np.array_equal(host.got[1, p], first.got[1, p]) for p in range(LENGTH))
+        for index in range(1, LENGTH // PAGE_TOKENS):
+            for name, codes in first.page(1, 1, index).items():
+                assert np.array_equal(host.page(1, 1, index)[name][:, LAYER], codes[:, LAYER])
+
+
+def test_pages_without_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot hold 80 of the 64 channels"):
+        formats.get("zeroc", channels=(80, 64)).kinds(GROUP)
+    with pytest.raises(ValueError, match="multiple of 16, not 40"):
+        formats.get("zeroc", channels=(40, 64)).kinds(GROUP)
+    with pytest.raises(ValueError, match="64 or 128, not 32"):
+        formats.get("hack2", channels=(64, 32)).kinds(GROUP)
+
+
+def test_bytes_of_a_page_follow_its_channels() -> None:
+    open, sealed = formats.get("zeroc", channels=(48, 32)).kinds(GROUP)
+    assert open.bytes == LAYERS * KV_HEADS * PAGE_TOKENS * 2 * DIM * 2
+    assert sealed.bytes == LAYERS * KV_HEADS * PAGE_TOKENS * (48 + 32) * 2
 
 
 def test_pages_that_a_chunk_completes_take_no_16_bit_page() -> None:

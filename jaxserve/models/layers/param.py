@@ -13,7 +13,7 @@ def param(shape: tuple[int, ...], axes: Axes, dtype: jnp.dtype, init: str) -> nn
     """A parameter with its logical `axes` (one name a dimension, None: never sharded).
 
     `init`: "matrix" (normal, 1/sqrt(in)), "residual" (the same, further divided by sqrt(2 layers): it writes to the
-    residual stream), "embedding" (normal, 0.02), "one", "zero".
+    residual stream), "embedding" (normal, 0.02), "one", "zero", "identity" (of the last two dimensions).
 
     The value is abstract: modules describe, and parameters live in the tree that `Model` is given.
     """

@@ -1,0 +1,81 @@
+"""What leaving out channels costs: the mean loss of a text, read as a KV cache with sealed pages reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.models.config import AttentionSpec
+from jaxserve.models.model import Model, Params
+from jaxserve.types import PAGE_TOKENS
+
+Channels = tuple[tuple[int, int], ...]
+"""By layer, the leading channels of a key and of a value that are kept."""
+
+
+class Loss:
+    """Of a model in its basis, over windows of equal length.
+
+    A query reads the keys of its own page and of the first whole, as serving does with one residual and one sink page,
+    and of all others the leading channels. How many is data: one program serves all choices.
+    """
+
+    def __init__(self, model: Model, params: Params, windows: np.ndarray):
+        """`windows`: int32 [count, tokens]."""
+        self._model, self._params, self._windows = model, params, windows
+        self._one = jax.jit(self._window)
+
+    def __call__(self, channels: Channels) -> float:
+        """Nats a token."""
+        kept = np.asarray(channels)[..., None] > np.arange(self._model.config.head_dim)
+        masks = jnp.asarray(kept, jnp.float32)
+        return float(np.mean([self._one(self._params, masks, window) for window in self._windows], dtype=np.float64))
+
+    def _window(self, params: Params, masks: jax.Array, tokens: jax.Array) -> jax.Array:
+        """`masks` float32 [layers, 2, head_dim]."""
+        model = self._model
+
+        def attend(layer: int, kv: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Any, jax.Array]:
+            return kv, _attend(q, k, v, masks[layer], model.attention_spec(layer))
+
+        hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, attend)
+        logprobs = jax.nn.log_softmax(model.logits(params, hidden[:-1]))
+        return -jnp.mean(jnp.take_along_axis(logprobs, tokens[1:, None], axis=1))
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, masks: jax.Array, spec: AttentionSpec) -> jax.Array:
+    """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] -> [T, heads, head_dim]."""
+    tokens, heads, head_dim = q.shape
+    q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
+    q32 = q32.reshape(tokens, k.shape[1], -1, head_dim)
+    position = jnp.arange(tokens)
+    page = position // PAGE_TOKENS
+    whole = (page == page[:, None]) | (page == 0)
+    age = position[:, None] - position
+    seen = (age >= 0) if spec.window is None else (age >= 0) & (age < spec.window)
+
+    def scores(keys: jax.Array) -> jax.Array:
+        s = jnp.einsum("qhgd,khd->hgqk", q32, keys, precision="highest") * spec.scale
+        return s if spec.softcap is None else spec.softcap * jnp.tanh(s / spec.softcap)
+
+    s = jnp.where(whole, scores(k32), scores(k32 * masks[0]))
+    p = jax.nn.softmax(jnp.where(seen, s, -jnp.inf), axis=-1)
+
+    def mixed(weights: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.einsum("hgqk,khd->qhgd", weights, values, precision="highest")
+
+    o = mixed(jnp.where(whole, p, 0), v32) + mixed(jnp.where(whole, 0, p), v32 * masks[1])
+    return o.reshape(tokens, heads, head_dim).astype(q.dtype)
+
+
+def full(layers: int, head_dim: int) -> Channels:
+    return ((head_dim, head_dim),) * layers
+
+
+def share(channels: Sequence[tuple[int, int]], head_dim: int) -> float:
+    """Of the channels that are kept."""
+    return sum(map(sum, channels)) / (2 * head_dim * len(channels))
