@@ -1,7 +1,7 @@
 """How many sequences a KV cache holds before one is preempted, 2-bit pages against bfloat16, by length.
 
     python benchmarks/kv_admission.py                        # the engine's sizing and scheduler, no device; a minute
-    python benchmarks/kv_admission.py --engine --lengths 512 1K --memory 256MiB --max-model-len 1K
+    python benchmarks/kv_admission.py --engine --lengths 512 --memory 64MiB --max-model-len 512 --engine-seqs 32
 
 Four layers of an 8B Llama's KV shapes: 8 heads of 128. More sequences of one length arrive at once than fit.
 Counted is who is in the cache when the first is preempted or has come to its end. With `--engine` an engine with random
@@ -29,6 +29,7 @@ from jaxserve.scheduler import Limits, Scheduler, make_policy, replay
 from jaxserve.types import (
     PAGE_TOKENS,
     Arrive,
+    Deltas,
     KVGroup,
     PageClasses,
     Plan,
@@ -98,15 +99,16 @@ def served(model: Path, name: str, length: int, expected: int | None, args: argp
             enable_prefix_caching=False,
             record=f"{folder}/record",
         )
-        inbox = Inbox()
-        core = load_core(config, inbox, lambda _: None, lambda _: None)
+        inbox, said = Inbox(), []
+        core = load_core(config, inbox, said.append, lambda _: None)
         params = SamplingParams(temperature=0.0, seed=0, max_tokens=GENERATED, ignore_eos=True)
         prompts = [[(7 * seq + i) % 500 for i in range(length - GENERATED)] for seq in range(args.engine_seqs)]
         requests = [Request(id=str(seq), prompt=prompt, params=params) for seq, prompt in enumerate(prompts)]
         inbox.put(SubmitAll(requests=tuple(requests)))
-        steps = 0
-        while steps < 2 * GENERATED and core.step():
-            steps += 1
+        ended = False
+        while not ended and core.step():
+            ended = any(delta.finish for message in said if isinstance(message, Deltas) for delta in message.deltas)
+            said.clear()
         core.close()
         yield from list(replay(f"{folder}/record"))
 
