@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,13 @@ class Engine:
     def close(self) -> None:
         self._core.close()
         self._folder.cleanup()
+
+
+def fitting(trace: Trace, machine: Machine) -> Trace:
+    """Without jobs that are longer than the model: the engine refuses them."""
+    longest = machine.limits.max_model_len
+    jobs = tuple(job for job in trace.jobs if all(turn.prompt + turn.output <= longest for turn in job.turns))
+    return replace(trace, jobs=jobs)
 
 
 def predict(machine: Machine, policy: PolicySpec, trace: Trace) -> Played:

@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines import Engine, predict, profile_at
+from engines import Engine, fitting, predict, profile_at
 
 from jaxserve.cli.player import CLOCKS
 from jaxserve.engine.platform import select_platform
@@ -51,7 +51,7 @@ class Case:
     stretch: float = 1.0
 
     def arrivals(self, machine: Machine, seconds: float, seed: int) -> Trace:
-        trace = traces.load(self.trace).shrunk(self.scale)
+        trace = fitting(traces.load(self.trace).shrunk(self.scale), machine)
         if self.load is None:
             return sample(trace, len(trace.jobs), 1e6, seed, lambda draw: 0.0)
         rate = self.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
@@ -61,7 +61,7 @@ class Case:
 CASES = {
     # Above capacity, and long enough to have a queue.
     "heavy-tail": Case("heavy-tail", "mlfq", "jct_mean_s", load=1.2, scale=0.5, stretch=1.6),
-    "documents": Case("long-prompts", "sarathi", "tbt_p99_s", load=0.8, scale=0.2),
+    "documents": Case("long-prompts", "sarathi", "tbt_p99_s", load=0.8, scale=0.15),
     # Contexts of 28 sessions are several times what memory holds, and tools are quick.
     "agents": Case(
         "agents:jobs=200,turns=uniform/4/8,think_s=0.3,prefix=600,groups=200,prompt=lognormal/100/0.5/400,"

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from engines import Engine, Played, predict, profile_at
+from engines import Engine, Played, fitting, predict, profile_at
 
 from jaxserve.cli.player import CLOCKS
 from jaxserve.engine.platform import select_platform
@@ -135,7 +135,7 @@ def main() -> None:
     head = ["trace, policy", "step ms", "simulated", "p99 JCT s", "simulated", "mean JCT s", "simulated"]
     rows, results, verdicts, steps = [head], [], [], []
     for name in args.trace:
-        trace = traces.load(name).shrunk(TRACES[name])
+        trace = fitting(traces.load(name).shrunk(TRACES[name]), machine)
         rate = args.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
         arrivals = sample(trace, max(2 * BATCHES, round(rate * args.seconds)), rate, 0, poisson)
         predicted: dict[str, Played] = {}
