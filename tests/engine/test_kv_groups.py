@@ -13,7 +13,14 @@ from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.kv_formats import kv_groups
 from jaxserve.models.model import Model
 from jaxserve.types import PageClass
-from tests.engine.driver import Answer, Driver, alone, answers, prompts, same
+from tests.engine.driver import Answer, Driver, answers, prompts, same
+from tests.engine.invariance import (
+    a_program_keeps_two_pages,
+    chunked_is_whole,
+    decoded_is_prefilled_is_crowded,
+    preempted_is_undisturbed,
+    speculated_is_plain,
+)
 
 SIZES = {
     "vocab_size": 500,
@@ -86,17 +93,9 @@ def test_groups_have_formats_and_pages_of_their_own(make) -> None:
 
 @pytest.mark.parametrize("model", LAYERS)
 def test_decoded_is_prefilled_is_chunked_is_crowded(make, model: str) -> None:
-    driver = make(model)
     cases = prompts(CASES, seed=1)
-    first = alone(driver, cases)
-    same(answers(driver, cases, salt="crowd"), first)
-    narrow = make(model, max_num_batched_tokens=64, tile_buckets=[1])
-    same(answers(narrow, cases), first)
-    for cut in (10, 70):
-        longer = [[*case, *answer.tokens[:cut]] for case, answer in zip(cases, first, strict=True)]
-        rest = answers(driver, longer, salt=f"cut {cut}", max_tokens=80 - cut)
-        for a, b in zip(rest, first, strict=True):
-            assert a.tokens == b.tokens[cut:] and a.logprobs == b.logprobs[cut:]
+    decoded_is_prefilled_is_crowded(make(model), cases)
+    chunked_is_whole(make(model, max_num_batched_tokens=64, tile_buckets=[1]), make(model), cases)
 
 
 def test_the_layers_format_is_seen(make) -> None:
@@ -127,36 +126,18 @@ def test_prefix_hits_and_forks_change_no_bit(make, model: str) -> None:
 
 def test_preemption_and_swap_change_no_bit(make) -> None:
     """Pools for a sequence of the maximum length and little more: four sequences take turns, by way of host memory."""
-    cases = prompts([150, 200, 180, 130], seed=5)
-    params = {"temperature": 0.8, "seed": 5, "max_tokens": 150}
     memory = 14 * DENSE_BYTES + 7 * OPEN_BYTES + 9 * SEALED_BYTES
     tight = make(kv_cache_memory=memory, kv_expected_len=64, swap_space=64 * DENSE_BYTES)
-    same(answers(tight, cases, **params), answers(make(), cases, salt="roomy", **params))
-    counters = tight.counters()
-    assert counters["num_preemptions"] > 0 and counters["swap_in_moves"] > 0
-    assert tight.gauge("kv_cache_usage_perc") == 0
+    preempted_is_undisturbed(tight, make())
+    assert tight.counter("swap_in_moves") > 0
 
 
 def test_speculation_changes_no_token(make) -> None:
-    speculative = make(speculative_method="ngram", num_speculative_tokens=3)
-    text = prompts([12], seed=6)[0] * 6
-    cases = [text, prompts([90], seed=7)[0], text[:50]]
-    got = answers(speculative, cases, max_tokens=200, logprobs=None)
-    expected = answers(make(), cases, max_tokens=200, logprobs=None, salt="plain")
-    assert [a.tokens for a in got] == [a.tokens for a in expected]
-    assert speculative.counter("spec_decode_num_accepted_tokens") > 0
-    assert speculative.gauge("kv_cache_usage_perc") == 0
+    speculated_is_plain(make(speculative_method="ngram", num_speculative_tokens=3), make())
 
 
 def test_programs_keep_pages_of_every_group(make) -> None:
-    driver = make(enable_prefix_caching=False)
-    prompt = prompts([100], seed=8)[0]
-    driver.submit("a", prompt, program_id="p", max_tokens=60, ignore_eos=True)
-    turn = [*prompt, *driver.run()["a", 0].tokens, 5, 6, 7]
-    driver.submit("b", turn, program_id="p", last_turn=True, max_tokens=20, ignore_eos=True, logprobs=3)
-    second = driver.run()["b", 0]
-    assert second.cached_tokens == 128
-    same([second], alone(driver, [turn], max_tokens=20))
+    a_program_keeps_two_pages(make(enable_prefix_caching=False))
 
 
 def groups_of(folder: Path, **options: object) -> list[tuple[tuple[int, ...], str]]:

@@ -13,6 +13,13 @@ from jaxserve.config import ConfigError
 from jaxserve.scheduler import replay
 from jaxserve.types import SeqId
 from tests.engine.driver import Driver, alone, answers, prompts, same
+from tests.engine.invariance import (
+    a_program_keeps_two_pages,
+    chunked_is_whole,
+    decoded_is_prefilled_is_crowded,
+    preempted_is_undisturbed,
+    speculated_is_plain,
+)
 from tests.kv import layouts  # noqa: F401  registers its formats
 
 SIZES = {
@@ -86,17 +93,9 @@ def test_sealing_without_loss_gives_the_tokens_of_dense_kv(make, model: str, sin
 
 @pytest.mark.parametrize("model", ["llama", "gemma"])
 def test_decoded_is_prefilled_is_chunked_is_crowded(make, model: str) -> None:
-    driver = make(model)
     cases = prompts(CASES, seed=1)
-    first = alone(driver, cases)
-    same(answers(driver, cases, salt="crowd"), first)
-    narrow = make(model, max_num_batched_tokens=64, tile_buckets=[1])
-    same(answers(narrow, cases), first)
-    for cut in (10, 64, 70):
-        longer = [[*case, *answer.tokens[:cut]] for case, answer in zip(cases, first, strict=True)]
-        rest = answers(driver, longer, salt=f"cut {cut}", max_tokens=80 - cut)
-        for a, b in zip(rest, first, strict=True):
-            assert a.tokens == b.tokens[cut:] and a.logprobs == b.logprobs[cut:]
+    decoded_is_prefilled_is_crowded(make(model), cases, cuts=(10, 64, 70))
+    chunked_is_whole(make(model, max_num_batched_tokens=64, tile_buckets=[1]), make(model), cases)
 
 
 def test_sealing_is_seen(make) -> None:
@@ -136,41 +135,24 @@ def test_choices_share_sealed_pages(make, caching: bool) -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "open_pages", "expected"),
-    [([150, 200, 180, 130, 170, 190], 9, 64), ([20, 40, 60, 30, 50, 10, 25, 45], 20, 640)],
+    [((150, 200, 180, 130, 170, 190), 9, 64), ((20, 40, 60, 30, 50, 10, 25, 45), 20, 640)],
     ids=["sealed pages run out", "16-bit pages run out"],
 )
-def test_preemption_changes_no_bit(make, lengths: list[int], open_pages: int, expected: int) -> None:
-    cases = prompts(lengths, seed=5)
-    params = {"temperature": 0.8, "seed": 5, "max_tokens": 150}
+def test_preemption_changes_no_bit(make, lengths: tuple[int, ...], open_pages: int, expected: int) -> None:
     memory = open_pages * OPEN_BYTES + 14 * SEALED_BYTES
     tight = make(kv_cache_memory=memory, kv_expected_len=expected, enable_prefix_caching=False)
-    same(answers(tight, cases, **params), answers(make(), cases, salt="roomy", **params))
-    assert tight.counter("num_preemptions") > 0
-    assert tight.gauge("kv_cache_usage_perc") == 0
+    preempted_is_undisturbed(tight, make(), lengths)
 
 
 @pytest.mark.parametrize("model", ["llama", "gemma"])
 def test_speculation_changes_no_token(make, model: str) -> None:
     speculative = make(model, speculative_method="ngram", num_speculative_tokens=3)
-    text = prompts([12], seed=6)[0] * 6
-    cases = [text, prompts([90], seed=7)[0], text[:50]]
     for params in ({}, {"temperature": 0.7, "seed": 2}):
-        got = answers(speculative, cases, max_tokens=200, logprobs=None, **params)
-        expected = answers(make(model), cases, max_tokens=200, logprobs=None, salt="plain", **params)
-        assert [a.tokens for a in got] == [a.tokens for a in expected]
-    assert speculative.counter("spec_decode_num_accepted_tokens") > 0
-    assert speculative.gauge("kv_cache_usage_perc") == 0
+        speculated_is_plain(speculative, make(model), **params)
 
 
 def test_programs_keep_whole_pages(make) -> None:
-    driver = make(enable_prefix_caching=False)
-    prompt = prompts([100], seed=8)[0]
-    driver.submit("a", prompt, program_id="p", max_tokens=60, ignore_eos=True)
-    turn = [*prompt, *driver.run()["a", 0].tokens, 5, 6, 7]
-    driver.submit("b", turn, program_id="p", last_turn=True, max_tokens=20, ignore_eos=True, logprobs=3)
-    second = driver.run()["b", 0]
-    assert second.cached_tokens == 128
-    same([second], alone(driver, [turn], max_tokens=20))
+    a_program_keeps_two_pages(make(enable_prefix_caching=False))
 
 
 def test_prefill_exact_is_served(make) -> None:

@@ -15,7 +15,13 @@ from jaxserve.checkpoint.kv_calibration import KVCalibration, write_calibration
 from jaxserve.checkpoint.load import load_model
 from jaxserve.config import ConfigError
 from jaxserve.models.basis import fingerprint
-from tests.engine.driver import Driver, alone, answers, prompts, same
+from tests.engine.driver import Driver, answers, prompts, same
+from tests.engine.invariance import (
+    chunked_is_whole,
+    decoded_is_prefilled_is_crowded,
+    preempted_is_undisturbed,
+    speculated_is_plain,
+)
 from tests.models.test_basis import basis
 
 SIZES = {
@@ -80,22 +86,12 @@ def test_each_layer_keeps_its_own_channels(make) -> None:
 
 
 @pytest.mark.parametrize(("calibration", "format"), [("some", "zeroc"), ("packed", "zeroc+hack4")])
-def test_decoded_is_prefilled_is_chunked_is_crowded(make, calibration: str, format: str) -> None:
-    driver = make(calibration, format)
-    cases = prompts(CASES, seed=1)
-    first = alone(driver, cases)
-    same(answers(driver, cases, salt="crowd"), first)
-    for cut in (10, 70):
-        longer = [[*case, *answer.tokens[:cut]] for case, answer in zip(cases, first, strict=True)]
-        rest = answers(driver, longer, salt=f"cut {cut}", max_tokens=80 - cut)
-        for a, b in zip(rest, first, strict=True):
-            assert a.tokens == b.tokens[cut:] and a.logprobs == b.logprobs[cut:]
+def test_decoded_is_prefilled_is_crowded(make, calibration: str, format: str) -> None:
+    decoded_is_prefilled_is_crowded(make(calibration, format), prompts(CASES, seed=1))
 
 
 def test_smaller_chunks_and_prefix_hits_change_no_bit(make) -> None:
-    cases = prompts(CASES, seed=1)
-    narrow = make(max_num_batched_tokens=64, tile_buckets=[1])
-    same(answers(narrow, cases), answers(make(), cases, salt="whole"))
+    chunked_is_whole(make(max_num_batched_tokens=64, tile_buckets=[1]), make(), prompts(CASES, seed=1))
     (case,) = prompts([300], seed=3)
     first, again = (answers(make(), [case], salt="hit")[0] for _ in range(2))
     assert (first.cached_tokens, again.cached_tokens) == (0, 256)
@@ -103,24 +99,14 @@ def test_smaller_chunks_and_prefix_hits_change_no_bit(make) -> None:
 
 
 def test_preemption_and_swap_change_no_bit(make) -> None:
-    cases = prompts([150, 200, 180, 130], seed=5)
-    params = {"temperature": 0.8, "seed": 5, "max_tokens": 150}
     open, sealed = 2 * 64 * 128 * 2, [2 * 64 * n * 2 for n in (96, 80)]
     tight = make(kv_cache_memory=14 * open + 9 * sum(sealed), kv_expected_len=64, swap_space=64 * open)
-    same(answers(tight, cases, **params), answers(make(), cases, salt="roomy", **params))
-    counters = tight.counters()
-    assert counters["num_preemptions"] > 0 and counters["swap_in_moves"] > 0
-    assert tight.gauge("kv_cache_usage_perc") == 0
+    preempted_is_undisturbed(tight, make())
+    assert tight.counter("swap_in_moves") > 0
 
 
 def test_speculation_changes_no_token(make) -> None:
-    speculative = make(speculative_method="ngram", num_speculative_tokens=3)
-    text = prompts([12], seed=6)[0] * 6
-    cases = [text, prompts([90], seed=7)[0], text[:50]]
-    got = answers(speculative, cases, max_tokens=200, logprobs=None)
-    expected = answers(make(), cases, max_tokens=200, logprobs=None, salt="plain")
-    assert [a.tokens for a in got] == [a.tokens for a in expected]
-    assert speculative.counter("spec_decode_num_accepted_tokens") > 0
+    speculated_is_plain(make(speculative_method="ngram", num_speculative_tokens=3), make())
 
 
 def test_whole_heads_are_dense_up_to_rounding(make) -> None:
