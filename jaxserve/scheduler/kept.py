@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.request import Seq, Table
-from jaxserve.types import PAGE_TOKENS
+from jaxserve.types import PAGE_TOKENS, SeqId
 
 _OWN = b"own/"
 Names = list[bytes | None]
@@ -43,14 +43,23 @@ def keep(pages: Pages, seq: Seq) -> Kept:
 
 
 def _name(pages: Pages, seq: Seq, i: int, index: int, page: int | None, full: bool) -> bytes | None:
-    """The name under which a page will be found: the one it has, or one that says whose it is."""
+    """The name under which a page will be found: the one that the prefix index has, or one that says whose it is."""
     if page is None:
         return None
     pool = pages.flat[i]
-    if pool.name(page) is None:
-        residence = -1 if full else seq.preemptions
-        pool.publish(page, _OWN + b"%d/%d/%d/%d" % (seq.id, i, index, residence))
+    own, name = own_name(seq.id, i, index, -1 if full else seq.preemptions), pool.name(page)
+    if name is not None and name != own and name.startswith(_OWN + b"%d/" % seq.id):
+        pool.withdraw(name)  # of an earlier residence, when less of the page was written
+        name = None
+    if name is None:
+        pool.publish(page, own)
     return pool.name(page)
+
+
+def own_name(seq: SeqId, pool: int, index: int, residence: int = -1) -> bytes:
+    """Of a page that the prefix index has no name for: entry `index` of a table. Its content is the same whenever it is
+    full; until then it is that of one residence."""
+    return _OWN + b"%d/%d/%d/%d" % (seq, pool, index, residence)
 
 
 def found(pages: Pages, kept: Kept) -> tuple[Table, ...]:

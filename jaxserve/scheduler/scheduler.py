@@ -230,16 +230,15 @@ class Scheduler:
             self._programs.ended(seq, self.view.now, self._guard.pin_s(seq, self.view))
         else:
             self._programs.gone(seq)
+            if seq.kept is None and seq.preemptions and self._swap.hosts:
+                seq.kept = keep(self._pages, seq)  # pages that it took back have kept the names it gave them
             if seq.kept is not None:
                 forget(self._pages, seq.kept)
                 self._swap.forget(seq.kept)
                 seq.kept = None
-            elif seq.preemptions and self._swap.hosts:  # pages that it took back have kept the names it gave them
-                seq.kept = keep(self._pages, seq)
-                forget(self._pages, seq.kept)
-                self._swap.forget(seq.kept)
-                seq.kept = None
             self._pages.drop(seq)
+        if seq.preemptions:
+            self._swap.ended(seq)
         self._roster.remove(seq)
 
     # Out

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from jaxserve.scheduler.costs import prefill_s
 from jaxserve.scheduler.host import HostPool
-from jaxserve.scheduler.kept import Kept, private
+from jaxserve.scheduler.kept import Kept, own_name, private
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.request import Seq
@@ -210,6 +210,12 @@ class Swap:
             for name in filter(None, names[first:]):
                 if private(name):
                     host.forget(name)
+
+    def ended(self, seq: Seq) -> None:
+        """Nobody else looks for the full pages that it sent, those among them that it let go before its end."""
+        for i, host in enumerate(self.hosts):
+            for index in range(seq.known // PAGE_TOKENS + 1):
+                host.forget(own_name(seq.id, i, index))
 
     def reset(self) -> None:
         """What is here and what is on its way was computed with other weights."""

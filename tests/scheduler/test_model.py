@@ -106,7 +106,10 @@ def test_random_workloads(policy, setup, seed, count):
         for salt in range(2):
             driver.close(f"{program}/{salt}")
     driver.scheduler.check_integrity()
+    for _ in range(moves + 1):  # what is on its way
+        driver.step()
     assert driver.scheduler.gauges["kv_cache_usage_perc"] == 0.0
+    assert limits.enable_prefix_caching or driver.scheduler.gauges["swap_usage_perc"] == 0.0
     assert all(host.finished for host in driver.hosts.values())
     assert not driver.scheduler.counters["policy_errors"], driver.scheduler.policy_error
     assert list(replay(driver.record.getvalue())) == driver.plans
