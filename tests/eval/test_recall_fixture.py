@@ -9,17 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxserve.calibrate.moments import collect
-from jaxserve.calibrate.rotations import find_basis
-from jaxserve.checkpoint.kv_calibration import KVCalibration, write_calibration
-from jaxserve.checkpoint.load import load_model
 from jaxserve.config import ConfigError, build
 from jaxserve.eval.options import EvalConfig, EvalOptions
 from jaxserve.eval.prompts import Plain, fit
 from jaxserve.eval.recall_fixture import PAIRS, hadamard, induction, write
 from jaxserve.eval.run import evaluate
 from jaxserve.eval.tasks import Room
-from jaxserve.models.basis import fingerprint
 from jaxserve.text.tokenizer import Tokenizer
 
 TASK = {"task": ["induction"], "lengths": [1024], "turns": 12, "items": 24}
@@ -34,31 +29,6 @@ def test_dense_kv_recalls_everything(engine_options: dict[str, Any]) -> None:
     options = {**engine_options, "max_model_len": 1088}
     assert score(options) == {"single": 1.0, "multi-turn": 1.0, "multi-request": 1.0}
     assert score(options, reuse="program", mode=["multi-turn"], kv_cache_dtype="f32") == {"multi-turn": 1.0}
-
-
-@pytest.mark.parametrize("format", ["int8", "hack2"])
-def test_codes_tell_the_truth_where_all_channels_weigh_the_same(format: str, engine_options: dict[str, Any]) -> None:
-    """The fixture's codes have entries of one size: what is lost here was lost by a page, not by rounding."""
-    options = {**engine_options, "max_model_len": 1088, "kv_cache_dtype": format, "mode": ["single"]}
-    assert score(options) == {"single": 1.0}
-
-
-@pytest.mark.parametrize(("kept", "recall"), [(64, 1.0), (16, 0.9)])
-def test_channels_that_carry_nothing_can_go(
-    kept: int, recall: float, engine_options: dict[str, Any], tmp_path: Path
-) -> None:
-    """The fixture's heads carry codes of 64 numbers, and phases of 32: half of their 128 channels hold all of it. An
-    eighth holds too little, which shows that the file is read."""
-    folder = write(tmp_path / "model")
-    model, params = load_model(folder, "float32")
-    document = induction(Random("calibration"), Room(1000, PAIRS, lambda text: 1))
-    tokens = np.array([int(word[1:]) for word in document.context.split()], np.int32)
-    found = find_basis(collect(model, params, [tokens]), model, params)
-    calibration = KVCalibration(found, ((kept, kept),) * 2, fingerprint(model, params), "the fixture")
-    write_calibration(tmp_path / "kvcal", calibration)
-    zeroc = {"kv_cache_dtype": "zeroc", "kv_calibration": str(tmp_path / "kvcal"), "max_model_len": 1088}
-    got = score(engine_options, mode=["single"], **zeroc)["single"]
-    assert got == recall if recall == 1.0 else got < recall
 
 
 def test_transformers_agrees_that_it_recalls(tmp_path: Path) -> None:
