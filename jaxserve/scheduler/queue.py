@@ -81,9 +81,13 @@ class QueueingPolicy(Policy):
         elif isinstance(event, StepDone):
             for result in event.results:
                 if result.finished:
-                    self._waiting.discard(result.seq)
+                    self.gone(result.seq)
         elif isinstance(event, Abort):
-            self._waiting.discard(event.seq)
+            self.gone(event.seq)
+
+    def gone(self, seq: SeqId) -> None:
+        """It has ended."""
+        self._waiting.discard(seq)
 
     def on_plan(self, plan: Plan, view: View) -> None:
         for admit in plan.admits:
@@ -133,14 +137,9 @@ class DisplacingPolicy(QueueingPolicy):
         does, it takes that of any with a larger key."""
         raise NotImplementedError
 
-    def on_event(self, event: Event, view: View) -> None:
-        super().on_event(event, view)
-        if isinstance(event, StepDone):
-            for result in event.results:
-                if result.finished:
-                    self._running.discard(result.seq)
-        elif isinstance(event, Abort):
-            self._running.discard(event.seq)
+    def gone(self, seq: SeqId) -> None:
+        super().gone(seq)
+        self._running.discard(seq)
 
     def on_plan(self, plan: Plan, view: View) -> None:
         super().on_plan(plan, view)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from math import sqrt
 
+from jaxserve.scheduler.answers import Answers
 from jaxserve.scheduler.policies import make, register
 from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.view import Budget, PinView, SeqView, View
-from jaxserve.types import Abort, Arrive, Event, Plan, SeqId, StepDone
+from jaxserve.types import Event, Plan, SeqId
 
 
 @register("auto")
@@ -31,7 +32,7 @@ class Auto(Policy):
         self._seen = 0
         self._mean = 0.0
         self._square = 0.0
-        self._unfinished: dict[SeqId, SeqView] = {}
+        self._answers = Answers()
 
     @property
     def spread(self) -> float:
@@ -49,16 +50,8 @@ class Auto(Policy):
     def on_event(self, event: Event, view: View) -> None:
         for policy in self._policies.values():
             policy.on_event(event, view)
-        if isinstance(event, StepDone):
-            for result in event.results:
-                if result.finished and (seq := self._unfinished.pop(result.seq, None)) is not None:
-                    self._learn(seq.generated)
-        elif isinstance(event, Arrive):
-            arrived = view.get(event.seq)
-            if arrived is not None:
-                self._unfinished[event.seq] = arrived
-        elif isinstance(event, Abort):
-            self._unfinished.pop(event.seq, None)
+        for length in self._answers.ended(event, view):
+            self._learn(length)
 
     def _learn(self, length: int) -> None:
         self._seen += 1

@@ -58,7 +58,7 @@ class Prepacking(Wrapper):
         for seq, tiles in zip(prompts, sizes, strict=True):
             if tiles <= left:
                 packed.append(seq)
-                self._share[seq.id] = seq.target - seq.computed if seq.resident else seq.known
+                self._share[seq.id] = seq.remaining if seq.resident else seq.known
                 left -= tiles
             elif not packed:
                 packed.append(seq)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from jaxserve.scheduler.answers import Answers
 from jaxserve.scheduler.costs import cost
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.queue import DisplacingPolicy
 from jaxserve.scheduler.view import SeqView, View
-from jaxserve.types import Abort, Arrive, Event, SeqId, StepDone
+from jaxserve.types import Event
 
 
 @register("urgency")
@@ -27,7 +28,7 @@ class Urgency(DisplacingPolicy):
         self.smoothing = smoothing
         self._answer = 128.0
         """Tokens of an answer, a moving mean."""
-        self._unfinished: dict[SeqId, SeqView] = {}
+        self._answers = Answers()
 
     def key(self, seq: SeqView, view: View) -> float:
         """When it must start at the latest: urgency without the time that passes for all alike."""
@@ -43,13 +44,5 @@ class Urgency(DisplacingPolicy):
 
     def on_event(self, event: Event, view: View) -> None:
         super().on_event(event, view)
-        if isinstance(event, StepDone):
-            for result in event.results:
-                if result.finished and (seq := self._unfinished.pop(result.seq, None)) is not None:
-                    self._answer += self.smoothing * (seq.generated - self._answer)
-        elif isinstance(event, Arrive):
-            arrived = view.get(event.seq)
-            if arrived is not None:
-                self._unfinished[event.seq] = arrived
-        elif isinstance(event, Abort):
-            self._unfinished.pop(event.seq, None)
+        for length in self._answers.ended(event, view):
+            self._answer += self.smoothing * (length - self._answer)
