@@ -19,9 +19,22 @@ Pool = tuple[jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Floats in two arrays: keys [pages, layers, kv_heads, head_dim, page_tokens] and values [pages, layers, kv_heads,
-    page_tokens, head_dim]. Two, because a write through two views of one array makes XLA copy it.
+class ColumnProducts:
+    """The products of the reference walk on float32 keys as columns and values as rows."""
+
+    def prepare(self, q: jax.Array) -> jax.Array:
+        return q
+
+    def scores(self, q: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.einsum("rhmd,rhds->rhms", q, page[0], preferred_element_type=jnp.float32)
+
+    def mix(self, p: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.einsum("rhms,rhsd->rhmd", p, page[1], preferred_element_type=jnp.float32)
+
+
+@dataclass(frozen=True)
+class ColumnFloats(ColumnProducts):
+    """How floats are held where there are no kernels.
 
     bfloat16 is held as uint16: XLA has no bfloat16 gather or scatter on CPUs, and would convert the whole pool to
     float32 and back around each.
@@ -34,6 +47,28 @@ class Columns:
     def stored(self) -> jnp.dtype:
         """Dtype of the arrays."""
         return jnp.dtype(jnp.uint16) if self.dtype == jnp.bfloat16 else jnp.dtype(self.dtype)
+
+    def _fetch(self, array: jax.Array, layer: int | jax.Array, ids: jax.Array) -> jax.Array:
+        _, layers, kv_heads, *page = array.shape
+        rows = ((ids * layers + layer) * kv_heads)[:, None] + jnp.arange(kv_heads)
+        x = array.reshape(-1, page[0] * page[1]).at[rows.reshape(-1)].get(mode="clip")
+        return self._unpack(x).reshape(len(ids), kv_heads, *page)
+
+    def _pack(self, x: jax.Array) -> jax.Array:
+        x = x.astype(self.dtype)
+        return lax.bitcast_convert_type(x, jnp.uint16) if self.stored != self.dtype else x
+
+    def _unpack(self, x: jax.Array) -> jax.Array:
+        if self.stored == self.dtype:
+            return x.astype(jnp.float32)
+        return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
+
+
+@dataclass(frozen=True)
+class Columns(ColumnFloats):
+    """Floats in two arrays: keys [pages, layers, kv_heads, head_dim, page_tokens] and values [pages, layers, kv_heads,
+    page_tokens, head_dim]. Two, because a write through two views of one array makes XLA copy it.
+    """
 
     def pool(self, pages: int, layers: int, kv_heads: int, page_tokens: int, head_dim: int) -> Any:
         k, v = (head_dim, page_tokens), (page_tokens, head_dim)
@@ -73,31 +108,7 @@ class Columns:
         pages, _, kv_heads, page_tokens, head_dim = pool[1].shape
         return PageShape(pages, kv_heads, page_tokens, head_dim, head_dim)
 
-    def prepare(self, q: jax.Array) -> jax.Array:
-        return q
-
     def fetch(self, pool: Pool, layer: int | jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys [rows, kv_heads, head_dim, page_tokens] and values [rows, kv_heads, page_tokens, head_dim], float32."""
         k, v = (self._fetch(array, layer, ids) for array in pool)
         return k, v
-
-    def scores(self, q: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.einsum("rhmd,rhds->rhms", q, page[0], preferred_element_type=jnp.float32)
-
-    def mix(self, p: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.einsum("rhms,rhsd->rhmd", p, page[1], preferred_element_type=jnp.float32)
-
-    def _fetch(self, array: jax.Array, layer: int | jax.Array, ids: jax.Array) -> jax.Array:
-        _, layers, kv_heads, *page = array.shape
-        rows = ((ids * layers + layer) * kv_heads)[:, None] + jnp.arange(kv_heads)
-        x = array.reshape(-1, page[0] * page[1]).at[rows.reshape(-1)].get(mode="clip")
-        return self._unpack(x).reshape(len(ids), kv_heads, *page)
-
-    def _pack(self, x: jax.Array) -> jax.Array:
-        x = x.astype(self.dtype)
-        return lax.bitcast_convert_type(x, jnp.uint16) if self.stored != self.dtype else x
-
-    def _unpack(self, x: jax.Array) -> jax.Array:
-        if self.stored == self.dtype:
-            return x.astype(jnp.float32)
-        return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)

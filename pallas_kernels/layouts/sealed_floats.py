@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
 from pallas_kernels.compat import dot
+from pallas_kernels.layouts.columns import ColumnFloats, ColumnProducts
 from pallas_kernels.layouts.layout import KernelPages, PageShape
 
 STEP = 16
@@ -22,24 +22,10 @@ STEP = 16
 
 
 @dataclass(frozen=True)
-class _Floats:
-    """What both layouts share: the products of the reference walk on float32 keys as columns and values as rows."""
+class FloatRows(ColumnProducts):
+    """For kernels: `k` [kv_heads, page_tokens, head_dim], `v` [kv_heads, page_tokens, value_dim]."""
 
     dtype: Any = jnp.bfloat16
-
-    def prepare(self, q: jax.Array) -> jax.Array:
-        return q
-
-    def scores(self, q: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.einsum("rhmd,rhds->rhms", q, page[0], preferred_element_type=jnp.float32)
-
-    def mix(self, p: jax.Array, page: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.einsum("rhms,rhsd->rhmd", p, page[1], preferred_element_type=jnp.float32)
-
-
-@dataclass(frozen=True)
-class FloatRows(_Floats):
-    """For kernels: `k` [kv_heads, page_tokens, head_dim], `v` [kv_heads, page_tokens, value_dim]."""
 
     def shapes(
         self, kv_heads: int, page_tokens: int, head_dim: int, value_dim: int | None = None
@@ -103,14 +89,11 @@ class _Pages:
 
 
 @dataclass(frozen=True)
-class FloatColumns(_Floats):
+class FloatColumns(ColumnFloats):
     """For the reference walk on CPUs (see `columns` for why): `k` [kv_heads, head_dim, page_tokens], `v` [kv_heads,
-    page_tokens, value_dim]; bfloat16 is held as uint16."""
+    page_tokens, value_dim]."""
 
-    @property
-    def stored(self) -> jnp.dtype:
-        """Dtype of the arrays."""
-        return jnp.dtype(jnp.uint16) if jnp.dtype(self.dtype) == jnp.bfloat16 else jnp.dtype(self.dtype)
+    dtype: Any = jnp.bfloat16
 
     def shapes(
         self, kv_heads: int, page_tokens: int, head_dim: int, value_dim: int | None = None
@@ -122,17 +105,14 @@ class FloatColumns(_Floats):
         }
 
     def encode(self, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
-        k, v = (lax.bitcast_convert_type(x.astype(self.dtype), self.stored) for x in (k.swapaxes(-1, -2), v))
-        return {"k": k, "v": v}
+        return {"k": self._pack(k.swapaxes(-1, -2)), "v": self._pack(v)}
 
     def page_shape(self, pool: dict[str, jax.Array]) -> PageShape:
         pages, _, kv_heads, page_tokens, value_dim = pool["v"].shape
         return PageShape(pages, kv_heads, page_tokens, pool["k"].shape[-2], value_dim)
 
     def fetch(self, pool: dict[str, jax.Array], layer: int | jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-        k, v = (pool[name].at[ids, layer].get(mode="promise_in_bounds") for name in ("k", "v"))
-        k, v = (lax.bitcast_convert_type(x, self.dtype).astype(jnp.float32) for x in (k, v))
-        return k, v
+        return self._fetch(pool["k"], layer, ids), self._fetch(pool["v"], layer, ids)
 
 
 def _checked(head_dim: int, value_dim: int | None) -> int:
