@@ -13,6 +13,7 @@ from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.kv_formats import kv_groups
 from jaxserve.models.model import Model
 from jaxserve.types import PageClass
+from tests.engine import tiny
 from tests.engine.driver import Answer, Driver, answers, prompts, same
 from tests.engine.invariance import (
     a_program_keeps_two_pages,
@@ -21,26 +22,9 @@ from tests.engine.invariance import (
     preempted_is_undisturbed,
     speculated_is_plain,
 )
+from tests.engine.tiny import SIZES
 
-SIZES = {
-    "vocab_size": 500,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 640,
-    "initializer_range": 0.3,
-}
-SHAPE = {
-    "max_num_seqs": 8,
-    "max_num_batched_tokens": 256,
-    "decode_buckets": [8],
-    "tile_buckets": [4],
-    "wait_for_buckets": True,
-    "batch_invariant": True,
-    "kv_cache_dtype": "hack4",
-}
+SHAPE = tiny.SHAPE | {"kv_cache_dtype": "hack4"}
 LAYERS = {"llama": {"f32": 0}, "gemma": {"int8": 0, "hack2": [2]}}
 """Per-layer formats. Gemma's layers 0 and 2 see 100 tokens: three formats in three groups, two of them windowed."""
 DENSE_BYTES, OPEN_BYTES, SEALED_BYTES = 2 * 2 * 64 * 64 * 4, 2 * 2 * 64 * 64 * 2, 2 * 4864
@@ -51,10 +35,14 @@ CASES = [1, 64, 65, 200, 330]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
-    gemma = SIZES | {"sliding_window": 100, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    gemma = SIZES | {
+        "num_hidden_layers": 3,
+        "sliding_window": 100,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }
     made = {
-        "llama": LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=2)),
-        "gemma": Gemma3ForCausalLM(Gemma3TextConfig(**gemma, num_hidden_layers=3, query_pre_attn_scalar=64)),
+        "llama": LlamaForCausalLM(LlamaConfig(**SIZES)),
+        "gemma": Gemma3ForCausalLM(Gemma3TextConfig(**gemma, query_pre_attn_scalar=64)),
     }
     folders = {}
     for name, model in made.items():
@@ -184,9 +172,7 @@ def test_layers_that_cannot_be_had_are_refused(models: dict[str, Path], options:
 
 
 def test_a_format_that_cannot_hold_a_layer_names_it(tmp_path: Path) -> None:
-    LlamaConfig(**SIZES | {"head_dim": 32}, num_hidden_layers=2, architectures=["LlamaForCausalLM"]).save_pretrained(
-        tmp_path
-    )
+    LlamaConfig(**SIZES | {"head_dim": 32}, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"layer 1: .*head_dim"):
         groups_of(tmp_path, kv_cache_dtype="f32", kv_cache_dtype_layers={"hack4": 1})
 

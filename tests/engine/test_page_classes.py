@@ -12,6 +12,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 from jaxserve.config import ConfigError
 from jaxserve.scheduler import replay
 from jaxserve.types import SeqId
+from tests.engine import tiny
 from tests.engine.driver import Driver, alone, answers, prompts, same
 from tests.engine.invariance import (
     a_program_keeps_two_pages,
@@ -22,25 +23,8 @@ from tests.engine.invariance import (
 )
 from tests.kv import layouts  # noqa: F401  registers its formats
 
-SIZES = {
-    "vocab_size": 500,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 640,
-    "initializer_range": 0.3,
-}
-SHAPE = {
-    "max_num_seqs": 16,
-    "max_num_batched_tokens": 256,
-    "decode_buckets": [16],
-    "tile_buckets": [4],
-    "wait_for_buckets": True,
-    "batch_invariant": True,
-}
+SIZES = tiny.SIZES | {"head_dim": 32}
+SHAPE = tiny.SHAPE | {"max_num_seqs": 16, "decode_buckets": [16]}
 OPEN_BYTES, SEALED_BYTES = 2 * 2 * 2 * 64 * 32 * 2, 2 * 2 * 2 * (64 + 2 * 4) * 32
 """Of a page of test-rounded with two layers, K and V, two heads: bfloat16; a byte a value and two floats a channel."""
 

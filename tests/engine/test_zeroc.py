@@ -22,27 +22,9 @@ from tests.engine.invariance import (
     preempted_is_undisturbed,
     speculated_is_plain,
 )
+from tests.engine.tiny import SHAPE, SIZES
 from tests.models.test_basis import basis
 
-SIZES = {
-    "vocab_size": 500,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 640,
-    "initializer_range": 0.3,
-}
-SHAPE = {
-    "max_num_seqs": 8,
-    "max_num_batched_tokens": 256,
-    "decode_buckets": [8],
-    "tile_buckets": [4],
-    "wait_for_buckets": True,
-    "batch_invariant": True,
-}
 CASES = [1, 64, 65, 200, 330]
 CHANNELS = {"whole": ((64, 64), (64, 64)), "some": ((64, 32), (48, 32)), "packed": ((64, 32), (32, 64))}
 
