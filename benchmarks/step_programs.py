@@ -33,8 +33,8 @@ from jaxserve.engine.load import load_core
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.types import PAGE_TOKENS, Request, SamplingParams, Submit
 
-THUNK = re.compile(r"(while|[a-z_-]*(?:fusion|dot|copy|scatter|gather|reduce|wrapped)[a-z_-]*)(\.\d+)?$")
-"""XLA's names for operations on a CPU."""
+THUNK = re.compile(r"(while|ffi_call|[a-z_-]*(?:fusion|dot|copy|scatter|gather|reduce|wrapped)[a-z_-]*)(\.\d+)?$")
+"""XLA's names for operations on a CPU; `ffi_call` are the kernels of pallas_kernels/native."""
 
 
 def decoding(config: EngineConfig, rows: int, context: int) -> EngineCore:

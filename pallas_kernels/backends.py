@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import jax
 
-BACKENDS = ("reference", "tiled", "triton", "mosaic")
+from pallas_kernels.native.build import compiler
+
+BACKENDS = ("reference", "tiled", "native", "triton", "mosaic")
 """`reference`: jnp. `tiled`: jnp, every decode row computed as a prefill tile, so that a token's bits depend neither on
-the rows beside it nor on whether it came by decode or by prefill. `triton`: Pallas, Triton lowering. `mosaic`: Pallas,
-Mosaic GPU lowering, for Hopper and dense 16-bit KV; what it does not support runs on `triton`."""
+the rows beside it nor on whether it came by decode or by prefill. `native`: C, for dense floats on CPUs; anything else
+runs on `reference`. `triton`: Pallas, Triton lowering. `mosaic`: Pallas, Mosaic GPU lowering, for Hopper and dense
+16-bit KV; anything else runs on `triton`."""
 
 
 def resolve(backend: str | None) -> str:
-    """`backend`, or the platform's default: triton on GPUs, reference elsewhere. ValueError for an unknown name."""
+    """`backend`, or the platform's default: triton on GPUs; on CPUs native where there is a C compiler, else reference.
+    ValueError for an unknown name."""
     if backend is None:
-        return "triton" if jax.default_backend() in ("gpu", "cuda") else "reference"
+        if jax.default_backend() in ("gpu", "cuda"):
+            return "triton"
+        return "native" if compiler() else "reference"
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}.")
     return backend

@@ -21,6 +21,7 @@ from jax.experimental import serialize_executable
 
 import jaxserve
 import pallas_kernels
+from pallas_kernels.native import build as native
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -71,11 +72,11 @@ class ExecutableCache:
 
 
 def _code_hash() -> str:
-    """Of every Python file of the packages: a change anywhere may change a program."""
+    """Of every source file of the packages: a change anywhere may change a program."""
     digest = hashlib.sha256()
     for package in (jaxserve, pallas_kernels):
         root = Path(package.__file__ or "").parent
-        for path in sorted(root.rglob("*.py")):
+        for path in sorted(path for kind in ("*.py", "*.[ch]") for path in root.rglob(kind)):
             digest.update(str(path.relative_to(root)).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -90,6 +91,7 @@ def _platform_identity() -> str:
             features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
         except OSError:
             features = platform.processor()
+        features += native.identity()
     flags = os.environ.get("XLA_FLAGS", "")
     return (
         f"{jax.__version__} {device.device_kind} {device.client.platform_version} {os.cpu_count()} {features} {flags}"

@@ -31,6 +31,7 @@ from jaxserve.engine.transfer import Transfer
 from jaxserve.kv import KVState, allocate, kv_shapes, size_pages
 from jaxserve.models.basis import change_basis, quantize_params
 from jaxserve.models.model import Model
+from jaxserve.models.native import native_params
 from jaxserve.quant.linear import LinearContext
 from jaxserve.sampling import state as sampling_state
 from jaxserve.sampling.state import SlotLayout, Slots
@@ -140,6 +141,8 @@ def _load(config: EngineConfig) -> Loaded:
     if dtype == "auto" and not on_gpu:
         dtype = "float32"
     model, params, calibration = _load_model(config, folder, dtype)
+    if not on_gpu:
+        params = native_params(model, params)
     longest = model.config.max_position
     max_len = config.model.max_model_len or longest
     if max_len > longest:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from jaxserve.kv.format import formats
 from jaxserve.kv.token_format import TokenFormat
-from pallas_kernels.backends import runs_kernels
-from pallas_kernels.layouts import Columns, Dense, TokenLayout
+from pallas_kernels.layouts import TokenLayout, float_layout
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class DenseFormat(TokenFormat):
 
     @property
     def layout(self) -> TokenLayout:
-        return Dense(self.dtype) if runs_kernels(self.backend) else Columns(self.dtype)
+        return float_layout(self.dtype, self.backend)
 
     def storable(self, x: jax.Array) -> jax.Array:
         # The pool's invariant: another row's masked read of this page computes 0 * value.

@@ -22,8 +22,7 @@ from jaxserve.kv.format import AttentionSpec, KVFormat, Layer, PageKind
 from jaxserve.kv.meta import ABSENT, Rows
 from jaxserve.kv.reading import ReadingRule, Reads, TileReads
 from jaxserve.types import PAGE_TOKENS, KVGroup
-from pallas_kernels.backends import runs_kernels
-from pallas_kernels.layouts import Columns, Dense, FloatLayout, Layout, SealedLayout
+from pallas_kernels.layouts import FloatLayout, Layout, SealedLayout, float_layout
 from pallas_kernels.merge import Attended, merge
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
@@ -75,8 +74,7 @@ class SealedFormat(KVFormat):
     @property
     def open(self) -> FloatLayout:
         """How 16-bit pages are laid out: as the backend that reads them wants it."""
-        dtype = jnp.dtype(self.dtype)
-        return Dense(dtype) if runs_kernels(self.backend) else Columns(dtype)
+        return float_layout(jnp.dtype(self.dtype), self.backend)
 
     @property
     def rule(self) -> ReadingRule:

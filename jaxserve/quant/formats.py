@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.quant.native import Panels, Table
 from jaxserve.quant.qtensor import QTensor
 
 
@@ -67,7 +68,7 @@ class Int8:
         return QTensor(axes, axes[-1:], self.name)  # type: ignore[arg-type]
 
 
-_FORMATS: dict[str, WeightFormat] = {f.name: f for f in (Int8(),)}
+_FORMATS: dict[str, WeightFormat] = {f.name: f for f in (Int8(), Panels(), Table())}
 
 
 def weight_formats() -> tuple[str, ...]:

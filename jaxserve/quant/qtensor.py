@@ -1,4 +1,4 @@
-"""What stands for a quantized weight in a parameter tree. Knows nothing of how codes are made or multiplied."""
+"""What stands for a weight of another format in a parameter tree. Knows nothing of how codes are made or multiplied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class QTensor:
     """A weight matrix [in, out] as codes and one metadata leaf.
 
     Attributes:
-        codes: integer codes, shape and packing as the format defines (int8: [in, out]).
+        codes: shape and packing as the format defines (int8: integers [in, out]).
         scale: float32 metadata, shape as the format defines (int8: [out]). One leaf, because dispatch time grows with
             the number of leaves.
         format: name of the weight format that made it; static.

@@ -4,7 +4,9 @@ from pallas_kernels.layouts.codes import Code, Fp8, Int8
 from pallas_kernels.layouts.columns import Columns
 from pallas_kernels.layouts.dense import Dense
 from pallas_kernels.layouts.eight_bit import EightBitColumns, EightBitRows
+from pallas_kernels.layouts.floats import float_layout
 from pallas_kernels.layouts.hack import HackFolded, HackPartitioned, hack
+from pallas_kernels.layouts.host_dense import HostDense
 from pallas_kernels.layouts.kivi import Kivi
 from pallas_kernels.layouts.layout import (
     FloatLayout,
@@ -29,6 +31,7 @@ __all__ = [
     "Fp8",
     "HackFolded",
     "HackPartitioned",
+    "HostDense",
     "Int8",
     "KernelLayout",
     "KernelPages",
@@ -37,5 +40,6 @@ __all__ = [
     "PageShape",
     "SealedLayout",
     "TokenLayout",
+    "float_layout",
     "hack",
 ]

@@ -9,12 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, FloatLayout, Fp8, Int8, TokenLayout
+from pallas_kernels.layouts import (
+    Columns,
+    Dense,
+    EightBitColumns,
+    EightBitRows,
+    FloatLayout,
+    Fp8,
+    HostDense,
+    Int8,
+    TokenLayout,
+)
 
 PAGES, LAYERS, HEADS, TOKENS, DIM = 5, 2, 3, 8, 16
 LAYOUTS = [
     pytest.param(kind(jnp.dtype(dtype)), id=f"{kind.__name__}-{dtype}")
-    for kind in (Dense, Columns)
+    for kind in (Dense, HostDense, Columns)
     for dtype in ("float32", "float16", "bfloat16")
 ]
 

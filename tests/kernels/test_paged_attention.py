@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from pallas_kernels.layouts import Columns
 from pallas_kernels.merge import Attended, merge, normalize
+from pallas_kernels.paged_decode import native as decode_native
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_decode import reference as decode_reference
 from pallas_kernels.paged_decode import triton as decode_triton
+from pallas_kernels.paged_prefill import native as prefill_native
 from pallas_kernels.paged_prefill import paged_prefill
 from pallas_kernels.paged_prefill import reference as prefill_reference
 from pallas_kernels.paged_prefill import triton as prefill_triton
@@ -58,10 +60,12 @@ BACKENDS: dict[str, dict[str, Callable[..., Attended]]] = {
     "decode": {
         "reference": decode_reference.paged_decode,
         "tiled": decode_reference.tiled,
+        "native": decode_native.paged_decode,
         "triton": lambda *a, **kw: decode_triton.paged_decode(*a, splits=2, interpret=True, **kw),
     },
     "prefill": {
         "reference": prefill_reference.paged_prefill,
+        "native": prefill_native.paged_prefill,
         "triton": lambda *a, **kw: prefill_triton.paged_prefill(*a, interpret=True, **kw),
     },
 }
@@ -117,7 +121,7 @@ def test_close_to_float64(op: Callable[..., Attended], case: Case) -> None:
 
 
 @pytest.mark.parametrize("label", ["lengths", "int8"])
-@pytest.mark.parametrize("name", ["reference", "triton"])
+@pytest.mark.parametrize("name", ["reference", "native", "triton"])
 def test_page_ids_do_not_matter(name: str, label: str) -> None:
     op = BACKENDS["decode"][name]
     case = DECODE[label]

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.layers.param import param
-from jaxserve.quant import LinearContext, linear
+from jaxserve.quant import LinearContext, QTensor, linear, take
 
 
 class Embedding(nnx.Module):
@@ -22,13 +22,15 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens [T] int32 -> [T, hidden]. Ids outside the vocabulary are clipped: hosts check them before."""
-        x = jnp.take(self.table.get_value(), tokens, axis=0, mode="clip")
+        x = take(self.table.get_value(), tokens)
         scale = self.config.embedding_scale
         return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
     def logits(self, hidden: jax.Array, ctx: LinearContext) -> jax.Array:
         """hidden [R, hidden] after the final norm -> [R, vocab] float32."""
-        weight = self.table.get_value().T if self.config.tie_embeddings else self.head.get_value()
+        weight = self.table.get_value() if self.config.tie_embeddings else self.head.get_value()
+        if self.config.tie_embeddings and not isinstance(weight, QTensor):
+            weight = weight.T
         logits = linear(hidden, weight, ctx=ctx, out_dtype=jnp.float32)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

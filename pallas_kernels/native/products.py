@@ -1,0 +1,35 @@
+"""Matrix products on a CPU: the faces of panels.c and table.c. Both give a row bits that depend on that row alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.native import build
+
+PANEL = 32
+"""Columns of a weight in one panel."""
+LANES = 16
+"""What the columns of a table are a multiple of."""
+
+_KINDS = {"float32": "F32", "uint16": "BF16"}
+
+
+def panel_product(x: jax.Array, panels: jax.Array) -> jax.Array | None:
+    """float32 x [rows, in] times `panels` [out / PANEL, in, PANEL], float32 or bfloat16 as uint16 -> float32
+    [rows, out]. None where there is no compiler."""
+    return _product("panel_product", "panels.c", x, panels, panels.shape[0] * PANEL)
+
+
+def table_product(x: jax.Array, table: jax.Array) -> jax.Array | None:
+    """float32 x [rows, in] times the rows of `table` [out, in], float32 or bfloat16 as uint16 -> float32 [rows, out].
+    None where there is no compiler and for `in` that is no multiple of LANES."""
+    return None if x.shape[1] % LANES else _product("table_product", "table.c", x, table, table.shape[0])
+
+
+def _product(symbol: str, source: str, x: jax.Array, weight: jax.Array, out: int) -> jax.Array | None:
+    target = build.target(symbol, source, {"KIND": _KINDS[weight.dtype.name]})
+    if target is None:
+        return None
+    product: jax.Array = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((x.shape[0], out), jnp.float32))(x, weight)
+    return product

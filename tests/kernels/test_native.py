@@ -1,0 +1,106 @@
+"""The C kernel of CPUs: it runs where it claims to, its bits belong to the query, and without it the ops still work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.backends import resolve
+from pallas_kernels.layouts import Columns, Dense, HostDense, float_layout
+from pallas_kernels.merge import Attended, normalize
+from pallas_kernels.native import build
+from pallas_kernels.native.attention import attention_target
+from pallas_kernels.paged_decode import paged_decode
+from pallas_kernels.paged_prefill import paged_prefill
+from tests.kernels.cases import PAGE, Case, Inputs, expected, inputs
+
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler on this machine")
+
+
+def attend(case: Case, x: Inputs, backend: str | None = None) -> Attended:
+    op = paged_decode if case.q_tokens == 1 else paged_prefill
+
+    def call(q: jax.Array, positions: jax.Array, counts: jax.Array, pool: jax.Array, tables: jax.Array) -> Attended:
+        options = {"scale": case.scale, "counts": counts, "window": case.window, "backend": backend}
+        return op(q, positions, pool, 1, tables, **options)
+
+    return jax.jit(call)(x.q, x.positions, x.counts, x.pool, x.tables)
+
+
+@needs_compiler
+def test_it_is_what_cpus_run() -> None:
+    assert resolve(None) == "native"
+    for dtype in (jnp.float32, jnp.float16, jnp.bfloat16):
+        layout = float_layout(dtype, None)
+        assert isinstance(layout, HostDense)
+        assert attention_target(layout.pool(4, 1, 2, 64, 64), layout)
+    assert attention_target(Dense().pool(4, 1, 2, 64, 24), Dense()) is None
+    assert attention_target(Columns().pool(4, 1, 2, 64, 64), Columns()) is None
+
+
+@needs_compiler
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 64), (9, 3, 32), (8, 1, 128)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_bits_of_a_query_are_its_own(heads: int, kv_heads: int, head_dim: int, dtype: str) -> None:
+    """By decode in crowds of any size and by prefill, with threads taking rows as they come."""
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "dtype": dtype}
+    case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, window=150, **shape)
+    x = inputs(case)
+    whole = attend(case, x)
+    for first, rows in ((0, 1), (5, 3), (0, 64)):
+        single = Inputs(
+            x.q[0, first : first + rows, None],
+            192 + first + jnp.arange(rows, dtype=jnp.int32),
+            jnp.ones(rows, jnp.int32),
+            x.pool,
+            jnp.broadcast_to(x.tables, (rows, x.tables.shape[1])),
+        )
+        for _ in range(5):
+            got = attend(Case(positions=(), counts=(), window=150, **shape), single)
+            for a, b in zip(got, whole, strict=True):
+                np.testing.assert_array_equal(a, b[0, first : first + rows, None])
+
+
+@pytest.fixture
+def build_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """As in a process that has compiled nothing yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "_registered", set())
+    monkeypatch.setattr(build, "_failed", set())
+    cached = (build.compiler, build.identity, build._folder)
+    for function in cached:
+        function.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    for function in cached:
+        function.cache_clear()
+
+
+def test_without_a_compiler_the_reference_runs(build_anew: pytest.MonkeyPatch) -> None:
+    build_anew.setenv("JAXSERVE_NATIVE", "0")
+    assert resolve(None) == "reference"
+    assert isinstance(float_layout(jnp.float16, None), Columns)
+    case = Case(positions=(100, 3), counts=(1, 1))
+    x = inputs(case)
+    np.testing.assert_allclose(normalize(attend(case, x, "native")), expected(case, x, 1), atol=2e-6)
+
+
+def test_a_compiler_that_fails_is_reported_and_the_reference_runs(
+    build_anew: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'no such machine' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    build_anew.setenv("CC", str(broken))
+    case = Case(positions=(100, 3), counts=(1, 1))
+    x = inputs(case)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(normalize(attend(case, x, "native")), expected(case, x, 1), atol=2e-6)
+        attend(case, x, "native")
+    assert [record.getMessage().count("no such machine") for record in caplog.records] == [1]
