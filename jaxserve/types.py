@@ -2,6 +2,10 @@
 
 Everything here is a frozen msgspec struct, so the same bytes serve the socket between API and engine process, the
 recorded event stream and its replay.
+
+One file of more than 500 lines, because it is one contract: what goes to an engine, what comes back, what the scheduler
+hears and what it says, in this order. Declarations only, and most of them name others of the page: who adds a message
+wants to read its neighbours, and a hundred modules import several of these values together.
 """
 
 from __future__ import annotations
