@@ -116,7 +116,7 @@ def load_core(
     identity = _identity(config, functions, loaded.calibration)
     transfer = None
     if config.cache.kv_transfer:
-        transfer = Transfer(scheduler, runner, functions.groups, functions.kv.formats, identity)
+        transfer = Transfer(scheduler, runner, functions.groups, functions.kv.formats, identity, inbox.put)
     return EngineCore(
         scheduler,
         runner,
