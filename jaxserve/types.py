@@ -528,3 +528,22 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     num_cached_tokens: int = 0
     metrics: dict[str, float] = {}
     error: str | None = None
+
+
+class CachedPrefix(Frozen):
+    """KV of the leading `tokens` of a prompt, whole pages of it, as an engine computed it. Any engine of the same model
+    and KV options takes it; the bytes are for a file or a socket."""
+
+    tokens: tuple[int, ...]
+    pages: tuple[PrefixPage, ...]
+
+    def to_bytes(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> CachedPrefix:
+        """
+        Raises:
+            ValueError: not what `to_bytes` made. That the pages are whole is seen when they are imported.
+        """
+        return msgspec.msgpack.decode(data, type=cls)
