@@ -12,6 +12,7 @@ import pytest
 
 from jaxserve.cli import VERBS, main
 from jaxserve.cli.parser import Parser, add_engine_options, engine_options
+from jaxserve.config import read_yaml
 
 
 def run(*args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -73,6 +74,35 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert said.err.startswith("jaxserve: ") and said.err.count("\n") == 1
     assert words in said.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (b"port: [\n", "is not YAML: while parsing"),
+        (b"? [1, 2]\n: 3\n", "is not YAML"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"- 1\n- 2\n", "must hold `option: value` lines"),
+        (b"just words\n", "must hold `option: value` lines"),
+        (b"max_num_seqs: 4\nmax-num-seqs: 8\n", "gives max_num_seqs twice"),
+        (b"prot: 9000\n", "unknown option 'prot'; did you mean 'port'?"),
+        (b"port: null\n", "--port needs a value"),
+    ],
+)
+def test_a_config_file_that_is_wrong_is_one_line(
+    text: bytes, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    file = tmp_path / "server.yaml"
+    file.write_bytes(text)
+    assert main(["serve", "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("jaxserve: ") and said.count("\n") == 1 and words in said
+
+
+def test_an_empty_config_file_changes_nothing(tmp_path: Path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing yet\n")
+    assert read_yaml(file) == {}
 
 
 def test_a_server_that_is_not_there_is_exit_code_1(capsys: pytest.CaptureFixture[str]):
