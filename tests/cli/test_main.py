@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -117,14 +116,21 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "heavy = {'jax', 'numpy', 'fastapi', 'httpx', 'grain'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
-    fastest = float("inf")
+    bare = processor_s([sys.executable, "-c", ""])
+    helping = processor_s([sys.executable, "-m", "jaxserve", "--help"])
+    assert helping - bare < 0.3
+
+
+def processor_s(command: list[str]) -> float:
+    """The least of five runs: time of the processor, which other work on the machine does not use up."""
+    least = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
-        run("--help")
-        bare = time.perf_counter()
-        subprocess.run([sys.executable, "-c", ""], check=True)
-        fastest = min(fastest, bare - start - (time.perf_counter() - bare))
-    assert fastest < 0.3  # s, beyond what Python itself takes to start
+        before = os.times()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        least = min(least, spent)
+    return least
 
 
 def test_version():
