@@ -8,10 +8,10 @@ same size as SmolLM's (49,152), made of all short letter sequences: every token 
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import string
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +136,6 @@ def make(folder: Path, **changes: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    make(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    make(parser.parse_args().folder)

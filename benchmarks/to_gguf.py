@@ -8,9 +8,9 @@ pre-tokenizer is llama.cpp's `default`, so texts that it splits otherwise would 
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,8 @@ def _renamed(name: str) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path, metavar="OUT.gguf")
+    args = parser.parse_args()
+    convert(args.folder, args.out)

@@ -11,15 +11,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxserve.api import LLM, AsyncLLM
     from jaxserve.config import EngineConfig
-    from jaxserve.types import CompletionOutput, RequestOutput, SamplingParams
+    from jaxserve.types import CachedPrefix, CompletionOutput, RequestOutput, SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "EngineConfig", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CachedPrefix",
+    "CompletionOutput",
+    "EngineConfig",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 _HOMES = {
     "LLM": "jaxserve.api",
     "AsyncLLM": "jaxserve.api",
     "EngineConfig": "jaxserve.config",
+    "CachedPrefix": "jaxserve.types",
     "CompletionOutput": "jaxserve.types",
     "RequestOutput": "jaxserve.types",
     "SamplingParams": "jaxserve.types",

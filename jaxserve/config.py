@@ -466,15 +466,26 @@ def from_arguments(config: type[T], args: argparse.Namespace) -> T:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A flat mapping of options from a YAML file."""
+    """A flat mapping of options from a YAML file.
+
+    Raises:
+        ConfigError: a file that cannot be read, is not YAML, holds something else or an option twice.
+    """
     import yaml
 
     try:
-        data = yaml.safe_load(Path(path).read_text()) or {}
+        text = Path(path).read_text(encoding="utf-8")
+        node, data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text) or {}
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--config {path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--config {path} is not YAML: {error}") from None
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"--config {path} must hold `option: value` lines")
+    # YAML itself takes the last of two values in silence.
+    names = [str(key.value).replace("-", "_") for key, _ in node.value] if node is not None else []
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--config {path} gives {twice} twice")
     return {str(key).replace("-", "_"): value for key, value in data.items()}

@@ -2,6 +2,10 @@
 
 Everything here is a frozen msgspec struct, so the same bytes serve the socket between API and engine process, the
 recorded event stream and its replay.
+
+One file of more than 500 lines, because it is one contract: what goes to an engine, what comes back, what the scheduler
+hears and what it says, in this order. Declarations only, and most of them name others of the page: who adds a message
+wants to read its neighbours, and a hundred modules import several of these values together.
 """
 
 from __future__ import annotations
@@ -524,3 +528,22 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     num_cached_tokens: int = 0
     metrics: dict[str, float] = {}
     error: str | None = None
+
+
+class CachedPrefix(Frozen):
+    """KV of the leading `tokens` of a prompt, whole pages of it, as an engine computed it. Any engine of the same model
+    and KV options takes it; the bytes are for a file or a socket."""
+
+    tokens: tuple[int, ...]
+    pages: tuple[PrefixPage, ...]
+
+    def to_bytes(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> CachedPrefix:
+        """
+        Raises:
+            ValueError: not what `to_bytes` made. That the pages are whole is seen when they are imported.
+        """
+        return msgspec.msgpack.decode(data, type=cls)

@@ -17,7 +17,17 @@ from jaxserve.engine.thread import ThreadClient
 from jaxserve.text.intake import Prompt, parse_prompt
 from jaxserve.text.processor import RequestDelta, RequestState
 from jaxserve.text.tokenizer import Tokenizer
-from jaxserve.types import Delta, FinishReason, ModelLimits, Ready, RequestOutput, SamplingParams, Stats, program_key
+from jaxserve.types import (
+    CachedPrefix,
+    Delta,
+    FinishReason,
+    ModelLimits,
+    Ready,
+    RequestOutput,
+    SamplingParams,
+    Stats,
+    program_key,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +37,10 @@ LONG_TEXT = 20_000
 
 class QueueFull(RuntimeError):
     """More requests wait than `max_queued_requests` allows; try again later."""
+
+
+class TransferError(RuntimeError):
+    """KV that was not exported or imported, and why."""
 
 
 class AsyncLLM:
@@ -215,6 +229,37 @@ class AsyncLLM:
     async def close_program(self, program_id: str, *, tenant: str = "", salt: str = "") -> None:
         """The program has no further turns: the KV held for it is let go. Unknown programs are ignored."""
         await self._client.control("close_program", program_key(tenant, salt, program_id))
+
+    async def export_prefix(self, prompt: Prompt, *, salt: str = "") -> CachedPrefix:
+        """The KV of the beginning of `prompt`, as far as whole pages of it are in the prefix cache: nothing is computed
+        for it. Needs `kv_transfer`. Requests are served meanwhile.
+
+        Raises:
+            ParamError: what is no prompt.
+            TransferError: the engine does not export.
+            EngineDead: the engine has ended.
+        """
+        parsed = parse_prompt(prompt)
+        tokens = tuple(parsed.tokens or ()) if parsed.text is None else tuple(await self.encode(parsed.text))
+        answer = await self._client.export_prefix(tokens, salt or parsed.salt)
+        if answer.error is not None:
+            raise TransferError(answer.error)
+        return CachedPrefix(tokens=tokens[: answer.count], pages=answer.pages)
+
+    async def import_prefix(self, prefix: CachedPrefix, *, salt: str = "") -> int:
+        """Puts into the prefix cache what an engine of the same model and KV options exported under the same `salt`.
+        The next request that begins so finds it, as long as nobody needs the room. Needs `kv_transfer`.
+
+        Returns: how many leading tokens are cached then.
+
+        Raises:
+            TransferError: nothing was imported: damaged pages, or of another engine or salt, or there is no room.
+            EngineDead: the engine has ended.
+        """
+        answer = await self._client.import_prefix(prefix.tokens, prefix.pages, salt)
+        if answer.error is not None:
+            raise TransferError(answer.error)
+        return answer.count
 
     async def wait_failed(self) -> str:
         """Returns the cause when the engine dies without having been asked to."""

@@ -17,7 +17,7 @@ from jaxserve.engine.client import EngineDead
 from jaxserve.text.intake import ParsedPrompt, Prompt, parse_prompt
 from jaxserve.text.processor import RequestState
 from jaxserve.text.tokenizer import Tokenizer
-from jaxserve.types import ModelLimits, ParamError, Ready, RequestOutput, SamplingParams, Stats
+from jaxserve.types import CachedPrefix, ModelLimits, ParamError, Ready, RequestOutput, SamplingParams, Stats
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
@@ -151,6 +151,18 @@ class LLM:
         """The program has no further turns: the KV held for it is let go. Unknown programs are ignored."""
         self._check_open()
         self._loop.run(self._llm.close_program(program_id, salt=salt))
+
+    def export_prefix(self, prompt: Prompt, *, salt: str = "") -> CachedPrefix:
+        """The KV of the beginning of `prompt` that is in the prefix cache, for `import_prefix` of another engine. Needs
+        `LLM(kv_transfer=True)`. Errors as AsyncLLM.export_prefix."""
+        self._check_open()
+        return self._loop.run(self._llm.export_prefix(prompt, salt=salt))
+
+    def import_prefix(self, prefix: CachedPrefix, *, salt: str = "") -> int:
+        """Puts an exported prefix into the prefix cache; returns how many tokens of it are cached then. Needs
+        `LLM(kv_transfer=True)`. Errors as AsyncLLM.import_prefix."""
+        self._check_open()
+        return self._loop.run(self._llm.import_prefix(prefix, salt=salt))
 
     def close(self) -> None:
         """Ends the engine and frees its memory. Idempotent."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from jaxserve.calibrate.loss import Channels, share
+from jaxserve.checkpoint.kv_calibration import Channels, share
 
 Lose = Callable[[Channels], float]
 """The loss of a choice, in nats a token."""

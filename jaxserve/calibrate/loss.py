@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.checkpoint.kv_calibration import Channels
 from jaxserve.models.config import AttentionSpec
 from jaxserve.models.model import Model, Params
 from jaxserve.types import PAGE_TOKENS
-
-Channels = tuple[tuple[int, int], ...]
-"""By layer, the leading channels of a key and of a value that are kept."""
 
 
 class Loss:
@@ -28,9 +25,15 @@ class Loss:
         """`windows`: int32 [count, tokens]."""
         self._model, self._params, self._windows = model, params, windows
         self._one = jax.jit(self._window)
+        self._known: dict[Channels, float] = {}
 
     def __call__(self, channels: Channels) -> float:
-        """Nats a token."""
+        """Nats a token. No choice is measured twice."""
+        if channels not in self._known:
+            self._known[channels] = self._measure(channels)
+        return self._known[channels]
+
+    def _measure(self, channels: Channels) -> float:
         kept = np.asarray(channels)[..., None] > np.arange(self._model.config.head_dim)
         masks = jnp.asarray(kept, jnp.float32)
         return float(np.mean([self._one(self._params, masks, window) for window in self._windows], dtype=np.float64))
@@ -74,8 +77,3 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, masks: jax.Array, spec: At
 
 def full(layers: int, head_dim: int) -> Channels:
     return ((head_dim, head_dim),) * layers
-
-
-def share(channels: Sequence[tuple[int, int]], head_dim: int) -> float:
-    """Of the channels that are kept."""
-    return sum(map(sum, channels)) / (2 * head_dim * len(channels))

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxserve.calibrate.choice import fewest, in_groups, path
-from jaxserve.calibrate.loss import Channels, Loss, full, share
+from jaxserve.calibrate.loss import Loss, full
 from jaxserve.calibrate.moments import collect
 from jaxserve.calibrate.options import CalibrateOptions
 from jaxserve.calibrate.rotations import find_basis
-from jaxserve.checkpoint.kv_calibration import KVCalibration
+from jaxserve.checkpoint.kv_calibration import Channels, KVCalibration, share
 from jaxserve.checkpoint.load import load_model
 from jaxserve.config import ConfigError
 from jaxserve.models.basis import change_basis, fingerprint
@@ -66,15 +66,11 @@ def calibrate(
     turned = change_basis(model, params, basis)
     loss, quick = Loss(*turned, held_out), Loss(*turned, held_out[: max(1, len(held_out) // QUICK)])
     everything = full(c.layers, c.head_dim)
-    base, quick_base = loss(everything), quick(everything)
     with _bar(2 * c.layers * (len(sizes) - 1), "losses", "choice", progress) as done:
         choices = [in_groups(one, options.groups, c.head_dim) for one in path(c.layers, c.head_dim, sizes, quick, done)]
 
     def within_bound(choice: Channels) -> bool:
-        return all(
-            _rise(measure(choice), start) <= options.loss_bound
-            for measure, start in ((quick, quick_base), (loss, base))
-        )
+        return all(_rise(measure(choice), measure(everything)) <= options.loss_bound for measure in (quick, loss))
 
     if options.keep is None:
         chosen = fewest(choices, within_bound, c.head_dim)
@@ -82,15 +78,15 @@ def calibrate(
         chosen = next((choice for choice in choices if share(choice, c.head_dim) <= options.keep), choices[-1])
         if (least := share(chosen, c.head_dim)) > options.keep:
             raise ConfigError(f"--keep {options.keep}: the fewest of --channels {min(sizes)} leave {least:.2f}")
-    lost = loss(chosen)
+    dense, lost = loss(everything), loss(chosen)
     made = {
         "text": hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
         "tokens": calibration.size,
         "held_out": held_out.size,
-        "perplexity": [round(math.exp(base), 4), round(math.exp(lost), 4)],
+        "perplexity": [round(math.exp(dense), 4), round(math.exp(lost), 4)],
     }
     found = KVCalibration(basis, chosen, fingerprint(model, params), name, made)
-    return Calibrated(found, math.exp(base), math.exp(lost))
+    return Calibrated(found, math.exp(dense), math.exp(lost))
 
 
 def table(found: Calibrated) -> str:

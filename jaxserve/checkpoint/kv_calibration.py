@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,22 @@ from jaxserve.models.model import Model, Params
 KIND = "jaxserve-kv-calibration-1"
 _METADATA = "jaxserve"
 
+Channels = tuple[tuple[int, int], ...]
+"""By layer, the leading channels of a key and of a value that are kept."""
+
+
+def share(channels: Sequence[tuple[int, int]], head_dim: int) -> float:
+    """Of the channels that are kept."""
+    return sum(map(sum, channels)) / (2 * head_dim * len(channels))
+
 
 @dataclass(frozen=True)
 class KVCalibration:
-    """`channels[layer]`: leading channels of a key and of a value to keep. `model`: `models.basis.fingerprint` of the
-    model, `name`: what people call it. `made`: how, for people: text, tokens, loss. `digest`: of the file."""
+    """`model`: `models.basis.fingerprint` of the model, `name`: what people call it. `made`: how, for people: text,
+    tokens, loss. `digest`: of the file."""
 
     basis: HeadBasis
-    channels: tuple[tuple[int, int], ...]
+    channels: Channels
     model: str
     name: str
     made: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +48,7 @@ class KVCalibration:
     @property
     def kept(self) -> float:
         """Share of the channels that is kept."""
-        return sum(map(sum, self.channels)) / (2 * len(self.channels) * self.basis.keys.shape[-1])
+        return share(self.channels, self.basis.keys.shape[-1])
 
 
 def write_calibration(path: Path, calibration: KVCalibration) -> None:

@@ -11,7 +11,7 @@ from jaxserve.engine.counts import Counts
 from jaxserve.engine.executables import compile_counter
 from jaxserve.engine.finish import finish_step
 from jaxserve.engine.inbox import Inbox, Message
-from jaxserve.engine.moved import Moved
+from jaxserve.engine.moved import Moved, Transferred
 from jaxserve.engine.pace import Pace
 from jaxserve.engine.programs import ProgramSet
 from jaxserve.engine.runner import Launched, Runner
@@ -115,6 +115,8 @@ class EngineCore:
         """Stops compiling and moving, and completes the record. The core serves no more."""
         self._programs.close()
         self._runner.close()
+        if self._transfer is not None:
+            self._transfer.close()
         if self._record is not None:
             self._record.close()
 
@@ -149,7 +151,8 @@ class EngineCore:
         if self._deltas:
             self._emit(Deltas(deltas=tuple(self._deltas)))
             self._deltas = []
-        if not worked and self._scheduler.moves_under_way:
+        transfers = 0 if self._transfer is None else self._transfer.under_way
+        if not worked and (self._scheduler.moves_under_way or transfers):
             self._inbox.wait(0.05)
             return True
         return worked
@@ -208,7 +211,7 @@ class EngineCore:
         elif isinstance(message, Cancel):
             for name in message.ids:
                 self._cancel(name)
-        elif isinstance(message, ExportPrefix | ImportPrefix):
+        elif isinstance(message, ExportPrefix | ImportPrefix | Transferred):
             self._move_prefix(message)
         elif message.verb == "shutdown":
             self._stopping = True
@@ -219,14 +222,18 @@ class EngineCore:
                 self._scheduler.on_event(CloseProgram(now=self._clock(), program=message.program))
             self._emit(self._stats(message.token))
 
-    def _move_prefix(self, message: ExportPrefix | ImportPrefix) -> None:
+    def _move_prefix(self, message: ExportPrefix | ImportPrefix | Transferred) -> None:
         try:
             if self._transfer is None:
                 raise ValueError("this engine exports and imports no KV: start it with --kv-transfer")
             if isinstance(message, ExportPrefix):
-                self._emit(self._transfer.export(message))
+                self._transfer.export(message)
+            elif isinstance(message, ImportPrefix):
+                self._transfer.check(message)
             else:
-                self._transfer.take(message, self._clock())
+                answer = self._transfer.hear(message, self._clock())
+                if answer is not None:
+                    self._emit(answer)
         except Exception as error:  # no more than a request may it hurt another
             if not isinstance(error, ValueError):
                 log.exception("moving a prefix failed")

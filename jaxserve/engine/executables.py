@@ -7,6 +7,7 @@ user and be writable by nobody else.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import threading
@@ -21,7 +22,10 @@ from jax.experimental import serialize_executable
 
 import jaxserve
 import pallas_kernels
+from jaxserve.config import ConfigError
 from pallas_kernels.native import build as native
+
+log = logging.getLogger(__name__)
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -33,7 +37,12 @@ class ExecutableCache:
         """`identity`: everything the programs depend on beyond the code, the jax version and this machine."""
         self.folder = folder
         self._identity = "\n".join([identity, _code_hash(), _platform_identity()])
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"--compile-cache {folder}: {error.strerror}; name a folder of your own, or `none` to keep nothing"
+            ) from None
         state = folder.stat()
         if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
             raise PermissionError(
@@ -61,14 +70,19 @@ class ExecutableCache:
         return loaded
 
     def store(self, name: str, compiled: Any) -> None:
+        """Keeps an executable, where it can be kept."""
         try:
             payload, _, _ = serialize_executable.serialize(compiled)
         except (ValueError, NotImplementedError):
             return
         path = self._path(name)
         partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
-        partial.write_bytes(payload)
-        partial.replace(path)
+        try:
+            partial.write_bytes(payload)
+            partial.replace(path)
+        except OSError as error:  # a full disk costs the next start time, not this one
+            partial.unlink(missing_ok=True)
+            log.warning("--compile-cache: %s is not kept for the next start: %s", name, error)
 
 
 def _code_hash() -> str:

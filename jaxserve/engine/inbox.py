@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from jaxserve.engine.moved import Moved
+from jaxserve.engine.moved import Moved, Transferred
 from jaxserve.types import ToCore
 
-Message = ToCore | Moved
+Message = ToCore | Moved | Transferred
 
 
 class Inbox:

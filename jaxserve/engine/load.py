@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 
@@ -81,7 +81,7 @@ def load_core(
     loaded = _load(config)
     progress(_describe(loaded))
     functions, classes = _functions(config, loaded)
-    record = open(config.runtime.record, "wb") if config.runtime.record else None
+    record = _record(config)
     host_pages = _host_pages(config.cache.swap_space, classes)
     scheduler = _scheduler(config, loaded.shape, classes, host_pages, Recorder(record) if record else None)
     programs = ProgramSet(_cache(config, functions))
@@ -117,7 +117,7 @@ def load_core(
     identity = _identity(config, functions, loaded.calibration)
     transfer = None
     if config.cache.kv_transfer:
-        transfer = Transfer(scheduler, runner, functions.groups, functions.kv.formats, identity)
+        transfer = Transfer(scheduler, runner, functions.groups, functions.kv.formats, identity, inbox.put)
     return EngineCore(
         scheduler,
         runner,
@@ -302,6 +302,16 @@ def _scheduler(
     except ValueError as error:
         raise ConfigError(f"--scheduling-policy: {error}") from None
     return Scheduler(policy, limits, classes, recorder=recorder)
+
+
+def _record(config: EngineConfig) -> BinaryIO | None:
+    path = config.runtime.record
+    if path is None:
+        return None
+    try:
+        return open(path, "wb")
+    except OSError as error:
+        raise ConfigError(f"--record {path}: {error.strerror}") from None
 
 
 def _params(given: tuple[str, ...]) -> dict[str, Any]:

@@ -92,8 +92,7 @@ class Runner:
             if move.kind == "in":
                 self._mover.bring_in(move)
                 continue
-            name = gather_name(move.group, move.cls)
-            self._mover.take_out(move, [self._call(name, self._kv, ids) for ids in _chunks(move.pages)])
+            self._mover.take_out(move, self.stage_pages(move.group, move.cls, move.pages))
 
     def finish_move(self, moved: Moved) -> None:
         """Puts pages that have come in where they belong. Steps launched from now on read them."""
@@ -101,11 +100,11 @@ class Runner:
         for ids, staged in zip(_chunks(moved.move.pages), moved.staged, strict=False):
             self._kv = self._call(name, self._kv, ids, staged)
 
-    def read_pages(self, group: int, cls: int, pages: Iterable[int]) -> Any:
-        """Host arrays of pages of one pool, [pages, ...] each. Waits for everything that was launched."""
-        pages = tuple(pages)
-        staged = [self._call(gather_name(group, cls), self._kv, ids) for ids in _chunks(pages)]
-        return jax.tree.map(lambda *parts: np.concatenate([np.asarray(x) for x in parts])[: len(pages)], *staged)
+    def stage_pages(self, group: int, cls: int, pages: Iterable[int]) -> list[Any]:
+        """Starts gathering pages of one pool into staging arrays, STAGED pages each, the last one padded. They hold
+        what the pages hold now, whatever is launched after, and any thread may wait for them."""
+        name = gather_name(group, cls)
+        return [self._call(name, self._kv, ids) for ids in _chunks(tuple(pages))]
 
     def write_pages(self, group: int, cls: int, pages: Iterable[int], content: Iterable[Any]) -> None:
         """Puts host arrays, of one page each, into pages of a pool. Steps launched from now on read them."""

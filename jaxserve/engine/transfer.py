@@ -2,31 +2,51 @@
 
 An importer names pages by its own model, options and salt, so it takes what an engine of the same kind computed for the
 same tokens, and nothing else. What came in is cached like any prefix: the next request that begins so finds it.
+
+The loop's thread looks pages up, gathers and scatters them. A worker does what takes long: it waits for what was
+gathered, makes records, and checks the records of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from jaxserve.engine.hashing import chain_root, extend_chain
+from jaxserve.engine.moved import Checked, Transferred
 from jaxserve.kv import KVFormat
 from jaxserve.kv.wire import BadPageError, export_page, import_page
 from jaxserve.scheduler import Scheduler
 from jaxserve.types import PAGE_TOKENS, ExportPrefix, ImportPrefix, KVGroup, PagesCame, Plan, Prefix, PrefixPage
 
+log = logging.getLogger(__name__)
+
 
 class PageStore(Protocol):
-    """What moves pages between pools and host arrays."""
+    """What moves pages between pools and staging or host arrays."""
 
-    def read_pages(self, group: int, cls: int, pages: Sequence[int]) -> Any: ...
+    def stage_pages(self, group: int, cls: int, pages: Sequence[int]) -> list[Any]: ...
     def write_pages(self, group: int, cls: int, pages: Sequence[int], content: Sequence[Any]) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Gathered:
+    """Pages of one pool on their way out. `indices`: of each in its sequence; `staged`: arrays of some pages each."""
+
+    group: int
+    cls: int
+    indices: list[int]
+    staged: list[Any]
+
+
 class Transfer:
-    """Exports and imports for one engine core, on its loop's thread: an export waits for the steps in flight."""
+    """Exports and imports for one engine core. Called on its loop's thread, but for `done`."""
 
     def __init__(
         self,
@@ -35,65 +55,109 @@ class Transfer:
         groups: Sequence[KVGroup],
         formats: Sequence[KVFormat],
         identity: str,
+        done: Callable[[Transferred], None],
     ) -> None:
-        """`identity`: what cached KV depends on beside tokens and salt."""
+        """`identity`: what cached KV depends on beside tokens and salt. `done` is called on the worker's thread, once
+        for each `export` and `check`; the loop gives what it was told to `hear`."""
         self._scheduler = scheduler
         self._store = store
         self._groups = groups
         self._formats = formats
         self._identity = identity
+        self._done = done
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="jaxserve-transfer")
         self._next = 0
-        self._waiting: dict[int, tuple[ImportPrefix, list[Any]]] = {}
+        self._waiting: dict[int, Checked] = {}
+        self.under_way = 0
+        """What the worker has been asked for and `hear` has not heard of."""
 
-    def export(self, ask: ExportPrefix) -> Prefix:
-        """The longest cached prefix, whole pages of it."""
+    def export(self, ask: ExportPrefix) -> None:
+        """Gathers the longest cached prefix, whole pages of it, as they are now; the rest goes on beside the loop."""
         names = self._names(ask.tokens, ask.salt)
         length, held = self._scheduler.cached(names)
-        pages = []
+        gathered = []
         for group, cls in sorted({place[:2] for place in held}):
             own = [(index, page) for g, c, index, page in held if (g, c) == (group, cls)]
-            content = self._store.read_pages(group, cls, [page for _, page in own])
-            for number, (index, _) in enumerate(own):
-                one = jax.tree.map(lambda x, n=number: x[n : n + 1], content)
-                record = export_page(self._formats[group], cls, one, _identity(names[index], group))
-                pages.append(PrefixPage(group, cls, index, record))
-        return Prefix(token=ask.token, count=length * PAGE_TOKENS, pages=tuple(pages))
+            staged = self._store.stage_pages(group, cls, [page for _, page in own])
+            gathered.append(_Gathered(group, cls, [index for index, _ in own], staged))
+        self._begin(ask.token, lambda: self._encoded(ask.token, names, length, gathered))
 
-    def take(self, came: ImportPrefix, now: float) -> None:
-        """Checks the pages and asks the scheduler for places; the next plan has them.
+    def check(self, came: ImportPrefix) -> None:
+        """Has the pages looked at. Unless they are refused, `hear` asks for places for them."""
+        self._begin(came.token, lambda: self._checked(came))
 
-        Raises:
-            BadPageError: a page that cannot be what it says, and why. None of them is imported then.
-        """
-        names = self._names(came.tokens, came.salt)
-        content = [self._checked(page, names) for page in came.pages]
-        places = tuple((page.group, page.cls, page.index) for page in came.pages)
-        if len(set(places)) != len(places):
-            raise BadPageError("a page came twice for one place")
-        self._scheduler.on_event(PagesCame(now=now, id=self._next, hashes=names, pages=places))
-        self._waiting[self._next] = came, content
+    def hear(self, told: Transferred, now: float) -> Prefix | None:
+        """Takes what `done` was told: the answer to who asked, or pages that are whole, for which the scheduler is
+        asked for places. The next plan has them."""
+        self.under_way -= 1
+        if isinstance(told, Prefix):
+            return told
+        places = tuple((page.group, page.cls, page.index) for page in told.came.pages)
+        self._scheduler.on_event(PagesCame(now=now, id=self._next, hashes=told.hashes, pages=places))
+        self._waiting[self._next] = told
         self._next += 1
+        return None
 
     def land(self, plan: Plan) -> list[Prefix]:
         """Puts pages where the plan says, before anything of it is launched. Answers for all that is done."""
         answers = []
         for landing in plan.landings:
-            came, content = self._waiting.pop(landing.id)
+            checked = self._waiting.pop(landing.id)
+            came, content = checked.came, checked.content
             for group, cls in sorted({place[1:3] for place in landing.pages}):
                 own = [(item, page) for item, g, c, page in landing.pages if (g, c) == (group, cls)]
                 self._store.write_pages(group, cls, [page for _, page in own], [content[item] for item, _ in own])
             if landing.fits:
-                count = self._scheduler.cached(self._names(came.tokens, came.salt))[0] * PAGE_TOKENS
+                count = self._scheduler.cached(checked.hashes)[0] * PAGE_TOKENS
                 answers.append(Prefix(token=came.token, count=count))
             else:
                 error = f"the KV cache has no room for {len(came.pages)} more pages; sequences that run hold it"
                 answers.append(Prefix(token=came.token, error=error))
         return answers
 
+    def close(self) -> None:
+        """Forgets what has not begun, and waits for what has."""
+        self._worker.shutdown(cancel_futures=True)
+
     def _names(self, tokens: Sequence[int], salt: str) -> tuple[bytes, ...]:
         return tuple(extend_chain(chain_root(self._identity, salt), tokens, 0, len(tokens) // PAGE_TOKENS))
 
-    def _checked(self, page: PrefixPage, names: Sequence[bytes]) -> Any:
+    def _begin(self, token: int, errand: Callable[[], Transferred]) -> None:
+        def run() -> None:
+            try:
+                told = errand()
+            except Exception as error:  # whoever asked gets it
+                if not isinstance(error, ValueError):
+                    log.exception("moving a prefix failed")
+                told = Prefix(token=token, error=str(error))
+            self._done(told)
+
+        self._worker.submit(run)
+        self.under_way += 1
+
+    # On the worker's thread
+
+    def _encoded(self, token: int, names: Sequence[bytes], length: int, gathered: Sequence[_Gathered]) -> Prefix:
+        pages: list[PrefixPage] = []
+        for pool in gathered:
+            format, indices = self._formats[pool.group], iter(pool.indices)
+            while pool.staged:
+                staged = jax.tree.map(np.asarray, pool.staged.pop(0))  # its device memory is free after this round
+                size = len(jax.tree.leaves(staged)[0])
+                for number, index in zip(range(size), indices, strict=False):  # what pads the last one stays behind
+                    one = jax.tree.map(lambda x, n=number: x[n : n + 1], staged)
+                    record = export_page(format, pool.cls, one, _identity(names[index], pool.group))
+                    pages.append(PrefixPage(pool.group, pool.cls, index, record))
+        return Prefix(token=token, count=length * PAGE_TOKENS, pages=tuple(pages))
+
+    def _checked(self, came: ImportPrefix) -> Checked:
+        names = self._names(came.tokens, came.salt)
+        content = tuple(self._content(page, names) for page in came.pages)
+        if len({(page.group, page.cls, page.index) for page in came.pages}) != len(came.pages):
+            raise BadPageError("a page came twice for one place")
+        return Checked(came, names, content)
+
+    def _content(self, page: PrefixPage, names: Sequence[bytes]) -> Any:
         if not (0 <= page.group < len(self._groups) and 0 <= page.index < len(names)):
             raise BadPageError(
                 f"page {page.index} of group {page.group}: there are {len(names)} whole pages in these tokens and "

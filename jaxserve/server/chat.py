@@ -38,6 +38,9 @@ async def start(serving: Serving, body: ChatBody) -> ChatJob:
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    most = serving.llm.limits.max_logprobs
+    if logprobs is not None and not 0 <= logprobs <= most:
+        raise invalid(f"top_logprobs must be between 0 and {most} (it is {logprobs}).", "top_logprobs")
     given = body.given(max_tokens=body.budget(), logprobs=logprobs, prompt_logprobs=body.prompt_logprobs)
     prompts = await serving.encode([await serving.render(body)], body, special=False)
     return await ChatJob.start(serving, body, model, prompts, [serving.llm.sampling_params(**given)])

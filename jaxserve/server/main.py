@@ -154,12 +154,13 @@ def _uvicorn(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
 
 
 def _bind(options: ServerOptions) -> socket.socket | None:
-    """The listening address, taken before the model is loaded: a port in use should be known at once.
+    """The listening address, taken, or tried, before the model is loaded: a port in use should be known at once.
 
     Raises:
         ConfigError: the address cannot be had.
     """
     if options.uds is not None:
+        _try_uds(Path(options.uds))
         return None
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family)
@@ -170,6 +171,24 @@ def _bind(options: ServerOptions) -> socket.socket | None:
         listener.close()
         raise ConfigError(f"--host {options.host} --port {options.port}: {error.strerror or error}") from None
     return listener
+
+
+def _try_uds(path: Path) -> None:
+    """
+    Raises:
+        ConfigError: no server can listen there, or one does already. A socket that a dead one left behind is replaced.
+    """
+    with socket.socket(socket.AF_UNIX) as trial:
+        try:
+            if path.is_socket():
+                with contextlib.suppress(ConnectionRefusedError):
+                    trial.connect(str(path))
+                    raise ConfigError(f"--uds {path}: another server listens there")
+            else:
+                trial.bind(str(path))
+                path.unlink()
+        except OSError as error:
+            raise ConfigError(f"--uds {path}: {error.strerror or error}") from None
 
 
 def _address(options: ServerOptions, listener: socket.socket | None) -> str:

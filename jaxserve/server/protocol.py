@@ -111,6 +111,8 @@ def _explain(error: ValidationError) -> ApiError:
     param = ".".join(part for part in path if "[" not in part and part not in ("str", "int", "float", "bool"))
     if kind == "value_error":
         return invalid(f"{param} {message}.", param)
+    if kind in ("too_short", "string_too_short"):  # no field asks for more than one
+        return invalid(f"{param} must not be empty.", param)
     got = "" if kind == "missing" else f" (it is {_shorten(first['input'])})"
     return invalid(f"{param}: {message}{got}.", param)
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxserve import LLM, SamplingParams
+from jaxserve import LLM, CachedPrefix, SamplingParams
+from jaxserve.api import TransferError
 from jaxserve.config import ConfigError
 from jaxserve.engine.client import EngineDead
 from jaxserve.types import ParamError
@@ -186,3 +187,27 @@ def test_turns_of_a_program_share_their_kv(llm: LLM) -> None:
 def test_programs_that_make_no_sense_are_refused(llm: LLM, wrong: dict[str, Any]) -> None:
     with pytest.raises(ParamError, match="program_id"):
         llm.generate(["a", "b"], GREEDY, use_tqdm=False, **wrong)
+
+
+def test_a_prefix_goes_from_one_model_to_another(engine_options: dict[str, Any]) -> None:
+    """The second answers as the first did, without computing what came; what it cannot use it refuses."""
+    options = engine_options | {"kv_transfer": True, "batch_invariant": True}
+    prompt = list(range(10, 210))
+    with LLM(**options) as one, LLM(**options) as other:
+        [first] = one.generate(prompt, GREEDY, use_tqdm=False)
+        data = one.export_prefix(prompt).to_bytes()
+        prefix = CachedPrefix.from_bytes(data)
+        assert prefix.tokens == tuple(prompt[:192])
+        assert other.import_prefix(prefix) == 192
+        [second] = other.generate(prompt, GREEDY, use_tqdm=False)
+        assert (second.num_cached_tokens, second.outputs[0].text) == (192, first.outputs[0].text)
+        assert one.export_prefix("never seen " * 64).tokens == ()
+        with pytest.raises(TransferError, match="salt"):
+            other.import_prefix(prefix, salt="theirs")
+        with pytest.raises(ValueError):
+            CachedPrefix.from_bytes(data[:100])
+
+
+def test_prefixes_move_only_where_that_is_switched_on(llm: LLM) -> None:
+    with pytest.raises(TransferError, match="--kv-transfer"):
+        llm.export_prefix("Once upon a time")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.calibrate.choice import fewest, in_groups, path
-from jaxserve.calibrate.loss import share
 from jaxserve.calibrate.options import CalibrateOptions
+from jaxserve.checkpoint.kv_calibration import share
 from jaxserve.config import ConfigError
 
 SIZES = (16, 32, 48, 64)

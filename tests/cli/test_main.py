@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from jaxserve.cli import VERBS, main
 from jaxserve.cli.parser import Parser, add_engine_options, engine_options
+from jaxserve.config import read_yaml
 
 
 def run(*args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -75,6 +75,35 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (b"port: [\n", "is not YAML: while parsing"),
+        (b"? [1, 2]\n: 3\n", "is not YAML"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"- 1\n- 2\n", "must hold `option: value` lines"),
+        (b"just words\n", "must hold `option: value` lines"),
+        (b"max_num_seqs: 4\nmax-num-seqs: 8\n", "gives max_num_seqs twice"),
+        (b"prot: 9000\n", "unknown option 'prot'; did you mean 'port'?"),
+        (b"port: null\n", "--port needs a value"),
+    ],
+)
+def test_a_config_file_that_is_wrong_is_one_line(
+    text: bytes, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    file = tmp_path / "server.yaml"
+    file.write_bytes(text)
+    assert main(["serve", "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("jaxserve: ") and said.count("\n") == 1 and words in said
+
+
+def test_an_empty_config_file_changes_nothing(tmp_path: Path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing yet\n")
+    assert read_yaml(file) == {}
+
+
 def test_a_server_that_is_not_there_is_exit_code_1(capsys: pytest.CaptureFixture[str]):
     for args in (["complete", "x", "--url", "http://127.0.0.1:9"], ["bench", "serve", "--url", "http://127.0.0.1:9"]):
         assert main(args) == 1
@@ -87,14 +116,21 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "heavy = {'jax', 'numpy', 'fastapi', 'httpx', 'grain'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
-    fastest = float("inf")
+    bare = processor_s([sys.executable, "-c", ""])
+    helping = processor_s([sys.executable, "-m", "jaxserve", "--help"])
+    assert helping - bare < 0.3
+
+
+def processor_s(command: list[str]) -> float:
+    """The least of five runs: time of the processor, which other work on the machine does not use up."""
+    least = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
-        run("--help")
-        bare = time.perf_counter()
-        subprocess.run([sys.executable, "-c", ""], check=True)
-        fastest = min(fastest, bare - start - (time.perf_counter() - bare))
-    assert fastest < 0.3  # s, beyond what Python itself takes to start
+        before = os.times()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        least = min(least, spent)
+    return least
 
 
 def test_version():

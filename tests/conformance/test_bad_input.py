@@ -244,6 +244,8 @@ def test_log_probs_of_chats(http: httpx.Client):
             {"logprobs": "true"},
         ],
     )
+    answer = http.post(CHAT, json={**base, "logprobs": True, "top_logprobs": 21})
+    assert assert_refused(answer)["param"] == "top_logprobs"
 
 
 def test_stops(http: httpx.Client):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import openai
@@ -94,3 +95,15 @@ def test_what_cannot_be_served_is_one_line(executables: str):
         port = str(taken.getsockname()[1])
         assert f"--port {port}" in refusal(executables, "--port", port)
     assert "/nowhere/at/all" in refusal(executables, "--port", "0", "--model", "/nowhere/at/all")
+
+
+def test_a_unix_socket_that_cannot_be_had_is_one_line(executables: str, tmp_path: Path):
+    assert "No such file or directory" in refusal(executables, "--uds", str(tmp_path / "missing" / "socket"))
+    assert "too long" in refusal(executables, "--uds", str(tmp_path / ("long" * 50)))
+    (tmp_path / "file").write_text("mine")
+    assert "Address already in use" in refusal(executables, "--uds", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(tmp_path / "socket"))
+        taken.listen()
+        assert "another server listens there" in refusal(executables, "--uds", str(tmp_path / "socket"))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxserve.config import ConfigError
 from jaxserve.engine.executables import CompileCounter, ExecutableCache
 
 
@@ -48,3 +49,17 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     folder.chmod(0o777)
     with pytest.raises(PermissionError, match="--compile-cache"):
         ExecutableCache(folder, "identity")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--compile-cache .*file/cache: Not a directory; name a folder"):
+        ExecutableCache(tmp_path / "file" / "cache", "identity")
+
+
+def test_what_cannot_be_kept_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = ExecutableCache(tmp_path / "cache", "identity")
+    cache.folder.rmdir()
+    cache.store("double", compiled(2.0))
+    assert "double is not kept for the next start" in caplog.text
+    assert cache.load("double", (jnp.arange(4.0),), 0) is None

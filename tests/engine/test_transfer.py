@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from jaxserve.config import ConfigError
-from jaxserve.types import ExportPrefix, ImportPrefix, Prefix, PrefixPage
+from jaxserve.engine.runner import Runner
+from jaxserve.types import Control, ExportPrefix, ImportPrefix, Prefix, PrefixPage
 from tests.engine.driver import Driver, answers, prompts, same
 
 SHAPE = {
@@ -78,6 +83,39 @@ def test_export_import_decode(pair: tuple[Driver, Driver]) -> None:
     sent, received = export(one, whole), export(other, whole)
     assert sent.count == 320 and sent.pages == received.pages
     assert bring(other, whole, sent.pages).count == 320
+
+
+class Held:
+    """An array that nobody can read before `gate` opens."""
+
+    def __init__(self, array: Any, gate: threading.Event):
+        self._array, self._gate = array, gate
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self._gate.wait()
+        return np.asarray(self._array)
+
+
+def test_steps_go_on_while_a_prefix_is_exported(pair: tuple[Driver, Driver], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are served while the pages are on their way, which hold what they held when they were asked for."""
+    driver, gate = pair[0], threading.Event()
+    first, second = prompts([200, 200], seed=4)
+    answers(driver, [first], max_tokens=1)
+    pages = export(driver, first).pages
+    stage = Runner.stage_pages
+    monkeypatch.setattr(
+        Runner, "stage_pages", lambda *args: jax.tree.map(lambda array: Held(array, gate), stage(*args))
+    )
+    driver.prefix = None
+    driver.inbox.put(ExportPrefix(token=1, tokens=tuple(first)))
+    driver.inbox.put(Control(verb="reset_prefix_cache"))
+    driver.submit("other", second, max_tokens=20, ignore_eos=True)
+    for _ in range(40):
+        driver.core.step()
+    assert driver.answers["other", 0].finish is not None and driver.prefix is None
+    gate.set()
+    driver.run()
+    assert driver.prefix == Prefix(token=1, count=192, pages=pages)
 
 
 def test_what_is_not_cached_is_not_exported(pair: tuple[Driver, Driver]) -> None:

@@ -99,3 +99,12 @@ def test_given_parameters_are_only_those_that_were_given():
         "n": 2,
         "max_tokens": 3,
     }
+
+
+@pytest.mark.parametrize(
+    "body, field, empty", [(ChatBody, "messages", []), (ChatBody, "cache_salt", ""), (AbortBody, "request_ids", [])]
+)
+def test_what_must_not_be_empty(body: type[Body], field: str, empty: object):
+    given = {"messages": [{"role": "user", "content": "a"}]} if body is ChatBody else {}
+    error = refusal(body, json.dumps({**given, field: empty}).encode())
+    assert (error.message, error.param) == (f"{field} must not be empty.", field)
