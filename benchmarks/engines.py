@@ -27,6 +27,8 @@ from jaxserve.types import Control
 
 WARM_UP = "synthetic:jobs=40,prompt=uniform/50/400,output=uniform/20/80"
 """Some hundred steps of all kinds: until then a policy that plans by time believes in the speed of an A100."""
+SMALL = "synthetic:jobs=40,prompt=uniform/10/200,output=uniform/2/6"
+"""One after another, so that the programs for few rows and tiles have run: the first time takes tens of ms more."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Engine:
         self._shape = EngineShape.of(config, self._core.ready.limits.max_model_len, on_gpu=False)
         self._seen = 0
         self.play(sample(traces.load(WARM_UP), 40, 100.0, 0, poisson))
+        self.play(sample(traces.load(SMALL), 40, 40.0, 0, poisson))
         gc.collect()
         gc.freeze()  # as the engine's own process does: looking at all modules again takes as long as many steps
 
