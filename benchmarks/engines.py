@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.cli.player import CLOCKS, TracePlayer
-from jaxserve.cli.profile import measure
+from jaxserve.cli.profile import clients, measure
 from jaxserve.config import EngineConfig
 from jaxserve.engine.load import load_core
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.sim import traces
+from jaxserve.sim.cost import CostModel, Fitted
 from jaxserve.sim.machine import Machine
 from jaxserve.sim.metrics import Run, figures
 from jaxserve.sim.profile import Profile, Timed, read_profile, timed_steps, write_profile
@@ -29,6 +30,8 @@ WARM_UP = "synthetic:jobs=40,prompt=uniform/50/400,output=uniform/20/80"
 """Some hundred steps of all kinds: until then a policy that plans by time believes in the speed of an A100."""
 SMALL = "synthetic:jobs=40,prompt=uniform/10/200,output=uniform/2/6"
 """One after another, so that the programs for few rows and tiles have run: the first time takes tens of ms more."""
+PROBE_TOKENS = 512
+"""The longest request of the clients that tell the machine's pace."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,18 @@ class Engine:
         steps, self._seen = timed[self._seen :], len(timed)
         return Played.of(run, statistics.fmean(one.seconds for one in steps), len(steps), steps)
 
+    def pace(self, cost: CostModel) -> float:
+        """By how much the engine is slower now than `cost` says: one second of a few clients' requests. A machine that
+        shares its hardware with others is a tenth faster or slower from one minute to the next."""
+        steps = self.play(Trace("clients", tuple(clients(self._shape.slots, PROBE_TOKENS)))).timed
+        return sum(one.seconds for one in steps) / sum(cost.step_s(one.step) for one in steps)
+
+    def measure(self, trace: Trace, cost: CostModel) -> tuple[Played, float]:
+        """The trace played, and the pace meanwhile: the mean of the one before and the one after."""
+        before = self.pace(cost)
+        played = self.play(trace)
+        return played, (before + self.pace(cost)) / 2
+
     def close(self) -> None:
         self._core.close()
         self._folder.cleanup()
@@ -97,9 +112,12 @@ def fitting(trace: Trace, machine: Machine) -> Trace:
     return replace(trace, jobs=jobs)
 
 
-def predict(machine: Machine, policy: PolicySpec, trace: Trace) -> Played:
-    """What the simulator says of the same arrivals."""
+def predict(machine: Machine, policy: PolicySpec, trace: Trace, pace: float = 1.0) -> Played:
+    """What the simulator says of the same arrivals on a machine that is slower than its profile by `pace`."""
     options = policy.options
+    if pace != 1 and isinstance(machine.cost, Fitted):
+        terms = {name: pace * cost for name, cost in machine.cost.terms.items()}
+        machine = replace(machine, cost=Fitted(terms=terms))
     run = Simulation(trace, machine.with_options(**options) if options else machine, policy.make).run()
     return Played.of(run, run.busy_s / run.steps, run.steps)
 

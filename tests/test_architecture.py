@@ -35,7 +35,8 @@ WITHIN_LEVEL = {
     ("sim", "engine"),
 }
 """Arrows inside a level. Sampling and speculation are two halves of the head; of the engine, the simulator sees the
-shapes, so that it prices the buckets that the runner takes, and the pace, so that policies know what they would there."""
+shapes, so that it prices the buckets that the runner takes, and the pace, so that policies learn what they would
+there."""
 
 PURE = ("jax", "numpy", "flax", "asyncio", "time", "random", "threading", "socket")
 

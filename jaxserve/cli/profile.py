@@ -121,7 +121,8 @@ def measure(
         cells = [cell for _ in range(rounds) for cell in grid(shape, kv_tokens, contexts)]
         for number, (name, jobs) in enumerate(cells, 1):
             say(f"{number} of {len(cells)}: {name}")
-            player.put(Control(verb="reset_prefix_cache"))  # cells have texts in common, and all prompts must be computed
+            # Cells have texts in common, and all prompts must be computed.
+            player.put(Control(verb="reset_prefix_cache"))
             player.play(core, jobs)
         core.close()
         return _profile(config, record.read_bytes())
@@ -152,7 +153,7 @@ def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> It
     for width in shape.decode:
         longest = min(shape.max_len, kv_tokens // width - PAGE_TOKENS, LONGEST_CLIENT)
         if longest > 2 * PAGE_TOKENS:
-            yield f"{width} clients", list(_clients(width, longest))
+            yield f"{width} clients", list(clients(width, longest))
 
 
 def _depths(tiles: int, most: int) -> list[int]:
@@ -161,9 +162,9 @@ def _depths(tiles: int, most: int) -> list[int]:
     return [*range(step, most + 1, step)][:PROBES] if most >= PAGE_TOKENS else []
 
 
-def _clients(count: int, longest: int) -> Iterator[Job]:
-    """Each sends a request when the one before is answered. Half of them send another text every time, from a few tokens
-    to `longest`; the others go on with their conversation."""
+def clients(count: int, longest: int) -> Iterator[Job]:
+    """Each sends a request when the one before is answered. Half of them send another text every time, from a few
+    tokens to `longest`; the others go on with their conversation."""
     draw = random.Random(count)
     for client in range(count):
         outputs = [draw.randint(*CLIENT_OUTPUT) for _ in range(CLIENT_TURNS)]
