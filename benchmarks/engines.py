@@ -92,7 +92,7 @@ class Engine:
         """By how much the engine is slower now than `cost` says: one second of a few clients' requests. A machine that
         shares its hardware with others is a tenth faster or slower from one minute to the next."""
         steps = self.play(Trace("clients", tuple(clients(self._shape.slots, PROBE_TOKENS)))).timed
-        return sum(one.seconds for one in steps) / sum(cost.step_s(one.step) for one in steps)
+        return statistics.median(one.seconds / cost.step_s(one.step) for one in steps)
 
     def measure(self, trace: Trace, cost: CostModel) -> tuple[Played, float]:
         """The trace played, and the pace meanwhile: the mean of the one before and the one after."""

@@ -70,7 +70,7 @@ CASES = {
         "continuum",
         "jct_mean_s",
         load=1.2,
-        stretch=3.0,
+        stretch=5.0,
     ),
     # Prefixes of 15,000 tokens together, more than the cache holds.
     "offline": Case(
