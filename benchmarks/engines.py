@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxserve.cli.player import CLOCKS, TracePlayer
-from jaxserve.cli.profile import measure
+from jaxserve.cli.profile import clients, measure
 from jaxserve.config import EngineConfig
 from jaxserve.engine.load import load_core
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.sim import traces
+from jaxserve.sim.cost import CostModel, Fitted
 from jaxserve.sim.machine import Machine
 from jaxserve.sim.metrics import Run, figures
 from jaxserve.sim.profile import Profile, Timed, read_profile, timed_steps, write_profile
@@ -27,6 +28,10 @@ from jaxserve.types import Control
 
 WARM_UP = "synthetic:jobs=40,prompt=uniform/50/400,output=uniform/20/80"
 """Some hundred steps of all kinds: until then a policy that plans by time believes in the speed of an A100."""
+SMALL = "synthetic:jobs=40,prompt=uniform/10/200,output=uniform/2/6"
+"""One after another, so that the programs for few rows and tiles have run: the first time takes tens of ms more."""
+PROBE_TOKENS = 512
+"""The longest request of the clients that tell the machine's pace."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Engine:
         self._shape = EngineShape.of(config, self._core.ready.limits.max_model_len, on_gpu=False)
         self._seen = 0
         self.play(sample(traces.load(WARM_UP), 40, 100.0, 0, poisson))
+        self.play(sample(traces.load(SMALL), 40, 40.0, 0, poisson))
         gc.collect()
         gc.freeze()  # as the engine's own process does: looking at all modules again takes as long as many steps
 
@@ -81,6 +87,18 @@ class Engine:
         timed = timed_steps(self._record.read_bytes(), self._shape, warm_up=0)
         steps, self._seen = timed[self._seen :], len(timed)
         return Played.of(run, statistics.fmean(one.seconds for one in steps), len(steps), steps)
+
+    def pace(self, cost: CostModel) -> float:
+        """By how much the engine is slower now than `cost` says: one second of a few clients' requests. A machine that
+        shares its hardware with others is a tenth faster or slower from one minute to the next."""
+        steps = self.play(Trace("clients", tuple(clients(self._shape.slots, PROBE_TOKENS)))).timed
+        return statistics.median(one.seconds / cost.step_s(one.step) for one in steps)
+
+    def measure(self, trace: Trace, cost: CostModel) -> tuple[Played, float]:
+        """The trace played, and the pace meanwhile: the mean of the one before and the one after."""
+        before = self.pace(cost)
+        played = self.play(trace)
+        return played, (before + self.pace(cost)) / 2
 
     def close(self) -> None:
         self._core.close()
@@ -94,9 +112,12 @@ def fitting(trace: Trace, machine: Machine) -> Trace:
     return replace(trace, jobs=jobs)
 
 
-def predict(machine: Machine, policy: PolicySpec, trace: Trace) -> Played:
-    """What the simulator says of the same arrivals."""
+def predict(machine: Machine, policy: PolicySpec, trace: Trace, pace: float = 1.0) -> Played:
+    """What the simulator says of the same arrivals on a machine that is slower than its profile by `pace`."""
     options = policy.options
+    if pace != 1 and isinstance(machine.cost, Fitted):
+        terms = {name: pace * cost for name, cost in machine.cost.terms.items()}
+        machine = replace(machine, cost=Fitted(terms=terms))
     run = Simulation(trace, machine.with_options(**options) if options else machine, policy.make).run()
     return Played.of(run, run.busy_s / run.steps, run.steps)
 

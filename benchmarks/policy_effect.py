@@ -62,13 +62,15 @@ CASES = {
     # Above capacity, and long enough to have a queue.
     "heavy-tail": Case("heavy-tail", "mlfq", "jct_mean_s", load=1.2, scale=0.5, stretch=1.6),
     "documents": Case("long-prompts", "sarathi", "tbt_p99_s", load=0.8, scale=0.15),
-    # Contexts of 28 sessions are several times what memory holds, and tools are quick.
+    # Contexts of some ten sessions are what memory holds, and tools are quick. What it costs to lose them shows when
+    # more are under way, which takes a while: of 24 sessions nobody gains anything.
     "agents": Case(
         "agents:jobs=200,turns=uniform/4/8,think_s=0.3,prefix=600,groups=200,prompt=lognormal/100/0.5/400,"
         "output=lognormal/8/0.5/64",
         "continuum",
         "jct_mean_s",
         load=1.2,
+        stretch=5.0,
     ),
     # Prefixes of 15,000 tokens together, more than the cache holds.
     "offline": Case(
@@ -108,14 +110,16 @@ def main() -> None:
         for seed in range(args.rounds):
             arrivals = case.arrivals(machine, args.seconds, seed)
             print(f"{name}, round {seed + 1}: {len(arrivals.jobs)} jobs", file=sys.stderr, flush=True)
-            played = [engines[spec.text].play(arrivals) for spec in specs]
-            promised = [predict(machine, spec, arrivals) for spec in specs]
+            measured = [engines[spec.text].measure(arrivals, machine.cost) for spec in specs]
+            played, paces = zip(*measured, strict=True)
+            promised = [predict(machine, spec, arrivals, pace) for spec, pace in zip(specs, paces, strict=True)]
             found.append([one.figures[case.figure] for one in (*played, *promised)])
             runs.append(
                 {
                     "case": name,
                     "seed": seed,
                     "policies": [spec.text for spec in specs],
+                    "paces": paces,
                     "measured": [one.figures for one in played],
                     "predicted": [one.figures for one in promised],
                 }

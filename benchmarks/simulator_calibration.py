@@ -5,7 +5,9 @@
 
 For each trace and policy: the mean duration of a step and the p99 and mean job completion time, simulated with the
 profile and measured in the engine on the same arrivals (this thread runs the engine's loop: no client is timed). Bars:
-step within 10 %, p99 within 20 %, and the same order of the policies by mean completion time.
+step within 10 %, p99 within 20 %, and the same order of the policies by mean completion time. Before and after each run
+a second of the profile's own clients tells by how much the machine is slower than when the profile was taken (`pace`),
+and prices go with it: near saturation a percent of price is ten of the mean step.
 
 Order: one run cannot tell all policies apart. Two of them differ where the difference of their completion times, job by
 job, has a 95 % interval without zero, by the method of batch means (ten groups of consecutive jobs: neighbours share
@@ -23,6 +25,7 @@ from itertools import combinations
 from pathlib import Path
 
 from engines import Engine, Played, fitting, predict, profile_at
+from msgspec import structs
 
 from jaxserve.cli.player import CLOCKS
 from jaxserve.engine.platform import select_platform
@@ -132,7 +135,7 @@ def main() -> None:
     machine = profile.machine()
     policies = [PolicySpec.parse(text) for text in args.policy]
     engines = {policy.text: Engine(options, policy, args.clock) for policy in policies}
-    head = ["trace, policy", "step ms", "simulated", "p99 JCT s", "simulated", "mean JCT s", "simulated"]
+    head = ["trace, policy", "pace", "step ms", "simulated", "p99 JCT s", "simulated", "mean JCT s", "simulated"]
     rows, results, verdicts, steps = [head], [], [], []
     for name in args.trace:
         trace = fitting(traces.load(name).shrunk(TRACES[name]), machine)
@@ -141,18 +144,19 @@ def main() -> None:
         predicted: dict[str, Played] = {}
         measured: dict[str, Played] = {}
         for policy in policies:
-            predicted[policy.text] = predict(machine, policy, arrivals)
-            measured[policy.text] = engines[policy.text].play(arrivals)
-            steps.extend(measured[policy.text].timed)
-            rows.append([f"{name}, {policy.text}", *cells(predicted[policy.text], measured[policy.text])])
+            measured[policy.text], pace = engines[policy.text].measure(arrivals, machine.cost)
+            predicted[policy.text] = predict(machine, policy, arrivals, pace)
+            steps.extend(structs.replace(one, seconds=one.seconds / pace) for one in measured[policy.text].timed)
+            figures = cells(predicted[policy.text], measured[policy.text])
+            rows.append([f"{name}, {policy.text}", f"{pace:.2f}", *figures])
             print(aligned([rows[0], rows[-1]]), file=sys.stderr, flush=True)
             both = {"measured": measured[policy.text].figures, "predicted": predicted[policy.text].figures}
-            results.append({"trace": name, "policy": policy.text, **both})
+            results.append({"trace": name, "policy": policy.text, "pace": pace, **both})
         verdicts.append(f"{name}, {len(arrivals.jobs)} jobs: {verdict_on_order(predicted, measured)}")
         verdicts.append(f"  simulated {order(predicted)}\n  measured  {order(measured)}")
     print(aligned(rows))
     print("\n".join(verdicts))
-    print("all steps of the engine and what the profile says of each:")
+    print("all steps of the engine, at the pace of the profile, and what that says of each:")
     print(aligned(prices(steps, machine.cost)))
     flat = [cell for row in rows for cell in row]
     print(f"bars: {sum('met' in cell for cell in flat)} met, {sum('MISSED' in cell for cell in flat)} missed")

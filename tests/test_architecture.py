@@ -35,7 +35,8 @@ WITHIN_LEVEL = {
     ("sim", "engine"),
 }
 """Arrows inside a level. Sampling and speculation are two halves of the head; of the engine, the simulator sees the
-shapes only, so that it prices the buckets that the runner takes."""
+shapes, so that it prices the buckets that the runner takes, and the pace, so that policies learn what they would
+there."""
 
 PURE = ("jax", "numpy", "flax", "asyncio", "time", "random", "threading", "socket")
 
@@ -78,9 +79,9 @@ def test_arrows_never_point_up(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sim").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_simulator_sees_only_the_shapes_of_the_engine(path: Path) -> None:
+def test_simulator_sees_only_shapes_and_pace_of_the_engine(path: Path) -> None:
     seen = {name for name in imports(path) if room_of(name) == "engine"}
-    assert all(name.startswith("jaxserve.engine.shapes.") for name in seen)
+    assert all(name.startswith(("jaxserve.engine.shapes.", "jaxserve.engine.pace.")) for name in seen)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scheduler").rglob("*.py")), ids=lambda p: p.stem)

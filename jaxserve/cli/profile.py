@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import platform
+import random
 import sys
 import tempfile
 import time
@@ -21,11 +23,15 @@ from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.sim.profile import Profile, make_profile, read_header, write_profile
 from jaxserve.sim.report import aligned
-from jaxserve.sim.workload import Job, Turn
-from jaxserve.types import PAGE_TOKENS
+from jaxserve.sim.workload import Job, Turn, session_spans
+from jaxserve.types import PAGE_TOKENS, Control
 
 DECODE_STEPS = 24
 PROBES = 8
+CLIENT_TURNS = 4
+CLIENT_OUTPUT = (8, 40)
+LONGEST_CLIENT = 4096
+"""Tokens: of longer texts the grid of contexts knows enough."""
 
 
 def parser() -> Parser:
@@ -115,13 +121,17 @@ def measure(
         cells = [cell for _ in range(rounds) for cell in grid(shape, kv_tokens, contexts)]
         for number, (name, jobs) in enumerate(cells, 1):
             say(f"{number} of {len(cells)}: {name}")
+            # Cells have texts in common, and all prompts must be computed.
+            player.put(Control(verb="reset_prefix_cache"))
             player.play(core, jobs)
         core.close()
         return _profile(config, record.read_bytes())
 
 
 def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> Iterator[tuple[str, list[Job]]]:
-    """What to run: every decode width at every context that fits; every tile bucket beside no, few and many rows."""
+    """What to run. Every decode width at every context that fits, with all rows alike and with one long one: what is
+    read in all and the longest walk must differ somewhere, or no fit can tell what each costs. Every tile bucket beside
+    no, few and many rows, deeper and deeper into a prompt. Then service: clients of all lengths that come and go."""
     lengths = contexts or [n for n in (64, 256, 1024, 4096, 16384) if n < shape.max_len]
     for context in lengths:
         for width in shape.decode:
@@ -129,14 +139,53 @@ def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> It
             steps = DECODE_STEPS + -(-width * -(-context // PAGE_TOKENS) // shape.tiles[-1])
             if context + steps <= shape.max_len and width * (context + steps + PAGE_TOKENS) <= kv_tokens:
                 yield f"{width} rows, context {context}", [_job(context, steps)] * width
-    few, many = 1, min(shape.mixed_decode[0] + 1, shape.slots - 1)
+                if width > 1 and context > PAGE_TOKENS:
+                    short = [_job(PAGE_TOKENS // 2, steps)] * (width - 1)
+                    yield f"{width} rows, one of them at context {context}", [_job(context, steps), *short]
+    small, most_rows = shape.mixed_decode[0], shape.slots - 1
     for tiles in shape.tiles:
-        prompt = min(tiles * PAGE_TOKENS, shape.max_len - 1)
-        for rows in (0, few, many):
-            probes = Job(arrival=0.0, turns=(Turn(prompt, 1),) * PROBES)
+        # With `small` rows the forward is of the smaller width and the head, which has a row more, of the next one.
+        for rows in sorted({0, 1, min(small, most_rows), min(small + 1, most_rows)}):
+            prompts = _depths(tiles, min(shape.max_len - 1, kv_tokens // 2 - rows * 2 * PAGE_TOKENS))
             decoders = [_job(PAGE_TOKENS // 2, 6 * PROBES)] * rows
-            if rows < shape.slots and rows * 2 * PAGE_TOKENS + prompt < kv_tokens:
-                yield f"{tiles} tiles beside {rows} rows", [*decoders, probes]
+            if rows < shape.slots and prompts:
+                yield f"{tiles} tiles beside {rows} rows", [*decoders, _session(prompts, [1] * len(prompts), 0)]
+    for width in shape.decode:
+        longest = min(shape.max_len, kv_tokens // width - PAGE_TOKENS, LONGEST_CLIENT)
+        if longest > 2 * PAGE_TOKENS:
+            yield f"{width} clients", list(clients(width, longest))
+
+
+def _depths(tiles: int, most: int) -> list[int]:
+    """Lengths of a session's prompts, each `tiles` longer than the one before, as far as they fit."""
+    step = min(tiles * PAGE_TOKENS, most)
+    return [*range(step, most + 1, step)][:PROBES] if most >= PAGE_TOKENS else []
+
+
+def clients(count: int, longest: int) -> Iterator[Job]:
+    """Each sends a request when the one before is answered. Half of them send another text every time, from a few
+    tokens to `longest`; the others go on with their conversation."""
+    draw = random.Random(count)
+    for client in range(count):
+        outputs = [draw.randint(*CLIENT_OUTPUT) for _ in range(CLIENT_TURNS)]
+        room = longest - max(outputs)
+        if client % 2:
+            said, prompts = 0, []
+            for output in outputs:
+                prompts.append(min(said + draw.randint(8, longest // (2 * CLIENT_TURNS)), room))
+                said = prompts[-1] + output
+            yield _session(prompts, outputs, client)
+        else:
+            prompts = [min(room, round(8 * (longest / 8) ** draw.random())) for _ in outputs]
+            turns = tuple(Turn(prompt, output) for prompt, output in zip(prompts, outputs, strict=True))
+            yield Job(arrival=0.0, turns=turns)
+
+
+def _session(prompts: Sequence[int], outputs: Sequence[int], number: int) -> Job:
+    """Turns that begin with all that was said before, in the session of that number."""
+    shared = [0, *(prompt + output for prompt, output in zip(prompts, outputs, strict=True))]
+    spans = session_spans(prompts, shared, itertools.count(number * len(prompts)))
+    return Job(arrival=0.0, turns=tuple(Turn(*turn) for turn in zip(prompts, outputs, spans, strict=True)))
 
 
 def _job(prompt: int, output: int) -> Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -50,15 +50,6 @@ class Queue:
         key = self._keys.pop(seq, None)
         if key is not None:
             del self._entries[bisect_left(self._entries, key)]
-
-    def take(self, wanted: Callable[[SeqView], bool]) -> list[SeqView]:
-        """Removes and returns those that are wanted, in order, in one pass however many they are."""
-        taken = [entry[2] for entry in self._entries if wanted(entry[2])]
-        if taken:
-            for seq in taken:
-                del self._keys[seq.id]
-            self._entries = [entry for entry in self._entries if entry[2].id in self._keys]
-        return taken
 
 
 class QueueingPolicy(Policy):

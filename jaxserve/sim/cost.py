@@ -28,8 +28,9 @@ class Features(NamedTuple):
     longest: int
     """The longest of these contexts."""
     tile_context: int
-    """Tokens before each tile, over all tiles: what tiles attend to besides themselves."""
+    """Tokens that tiles attend to, their own included, over all tiles that are not padding."""
     tile_longest: int
+    """The most that one of them attends to."""
     tile_pairs: int
     """Query-key pairs of causal prefill attention: the sum over tiles of end^2 - start^2."""
 
@@ -46,7 +47,7 @@ def features(plan: Plan, shape: EngineShape) -> Features:
     for work in tiles:
         start, count = work.start, work.count
         sampled += work.samples
-        tile_context += start
+        tile_context += start + count
         pairs += (2 * start + count) * count
         tile_longest = max(tile_longest, start + count)
     head = fit(shape.head_rows, sampled) if sampled else 0
@@ -121,11 +122,12 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
         few, many = min(tiled), max(tiled)
         per_row = (pure[most] - pure[least]) / (most - least) if most > least else 0.0
         per_tile = (tiled[many] - tiled[few]) / (many - few) if many > few else tiled[many]
+        own = self.terms.get("tile context", 0.0)  # what a tile reads of itself
         return {
             "step_s": pure[least],
-            "prefill_token_s": per_tile / PAGE_TOKENS,
+            "prefill_token_s": per_tile / PAGE_TOKENS + own,
             "decode_row_s": per_row,
-            "context_token_s": self.terms["context"],
+            "context_token_s": self.terms["context"] + self.terms[f"walk[{most}]"] / most,
         }
 
     def _forwards(self) -> dict[tuple[int, int], float]:
@@ -141,7 +143,8 @@ def terms_of(step: Features) -> list[tuple[str, float]]:
     """A step as (name, amount) of each term that it has.
 
     Attention has two terms for rows and two for tiles, because kernels differ in what costs: the tokens really read, or
-    (the reference, which walks all rows of a bucket together) the bucket's rows times the longest context.
+    the longest walk, for which all others wait. How much a step of that walk costs is a property of the program's
+    width: rows of the reference walk together, whether they still see something or not.
     """
     rows, tiles = step.bucket
     terms: list[tuple[str, float]] = [(f"forward[{rows},{tiles}]", 1.0)]
@@ -151,8 +154,8 @@ def terms_of(step: Features) -> list[tuple[str, float]]:
         terms.append(("admit", step.admits))
     if step.context:
         terms.append(("context", step.context))
-        terms.append(("walk", rows * step.longest))
+        terms.append((f"walk[{rows}]", step.longest))
     if tiles:
         terms.append(("tile context", step.tile_context))
-        terms.append(("tile walk", tiles * step.tile_longest))
+        terms.append(("tile walk", step.tile_longest))
     return terms

@@ -20,7 +20,7 @@ from jaxserve.sim.cost import Features, Fitted, features, terms_of
 from jaxserve.sim.machine import Machine
 from jaxserve.types import PAGE_TOKENS, Event, PageClasses, Plan, StepDone
 
-VERSION = 1
+VERSION = 2
 OUTLIER = 3.0
 """A step that took so many times the median of its like was interrupted by something else."""
 

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from msgspec import structs
 
+from jaxserve.engine.pace import Pace
 from jaxserve.scheduler import Policy, Recorder, Scheduler
 from jaxserve.sim.clock import Agenda
 from jaxserve.sim.cost import features
@@ -132,6 +133,7 @@ class Replica:
         self._tokens = 0
         self._shape = machine.shape
         self._cost = machine.cost
+        self._pace = Pace()
         self.scheduler.on_event(CostUpdate(now=agenda.now, values=self._cost.parameters()))
 
     @property
@@ -293,6 +295,9 @@ class Replica:
         duration = now - max(launched.started, before)
         self._step_ended = now
         self.scheduler.on_event(StepDone(now=now, step=plan.step, duration=duration, results=tuple(results)))
+        rates = self._pace.add(plan, duration)
+        if rates is not None:
+            self.scheduler.on_event(CostUpdate(now=now, values=rates))
 
     def _first(self, call: Call, now: float) -> SeqResult:
         """The token that the last tile of a prompt gives: the first of all, or the first after a preemption."""

@@ -21,7 +21,7 @@ def test_features_of_a_mixed_step():
     assert step.bucket == (4, 4)  # mixed steps come in two widths; three tiles pad to four
     assert step.head == 4
     assert (step.context, step.longest) == (150, 100)
-    assert (step.tile_context, step.tile_longest) == (192, 192)
+    assert (step.tile_context, step.tile_longest) == (128 + 192 + 10, 192)
     assert step.tile_pairs == (192**2 - 64**2) + 100
 
 

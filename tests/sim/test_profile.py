@@ -3,10 +3,13 @@ out at all, for the right steps and from exact inputs, is tested here."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import random
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from jaxserve.cli import main
 from jaxserve.cli.player import TracePlayer
@@ -17,10 +20,11 @@ from jaxserve.engine.shapes import EngineShape
 from jaxserve.scheduler import make_policy
 from jaxserve.sim import traces
 from jaxserve.sim.cost import Features, Fitted, terms_of
+from jaxserve.sim.machine import published
 from jaxserve.sim.metrics import figures
 from jaxserve.sim.profile import Timed, fit, grouped, read_header, read_profile, timed_steps, write_profile
 from jaxserve.sim.simulation import Simulation
-from jaxserve.sim.workload import poisson, sample
+from jaxserve.sim.workload import Trace, poisson, sample
 
 OPTIONS = {
     "max_num_seqs": 8,
@@ -45,7 +49,7 @@ def steps(draw: random.Random, count: int) -> list[Features]:
                 admits=draw.randint(0, 2) if tiles else 0,
                 context=longest * rows // 2,
                 longest=longest,
-                tile_context=draw.randint(0, 500) * tiles,
+                tile_context=draw.randint(64, 500) * tiles,
                 tile_longest=draw.randint(64, 564) if tiles else 0,
                 tile_pairs=0,
             )
@@ -87,6 +91,28 @@ def test_interrupted_steps_do_not_count():
     assert (group.count, group.seconds) == (9, pytest.approx(0.01))
 
 
+def test_the_grid_tells_what_is_read_from_how_far_it_is_walked():
+    """Profiling a simulated engine gives back its prices, also of steps that are not in the grid and although times are
+    noisy: with rows that are all alike, what is read in all and the longest walk would be one quantity."""
+    truth = {f"forward[{rows},{tiles}]": 1e-3 * (1 + rows / 8 + 4 * tiles) for rows, tiles in SHAPE.forward_buckets()}
+    truth |= {f"head[{rows}]": 1e-4 * rows for rows in SHAPE.head_rows}
+    truth |= {"walk[1]": 3e-7, "walk[4]": 9e-7, "walk[16]": 4e-6, "context": 2e-7}
+    truth |= {"tile context": 7e-6, "tile walk": 1e-6, "admit": 3e-4}
+    cost = Fitted(terms=truth)
+    limits = replace(published().limits, **SHAPE.bounds)
+    machine = dataclasses.replace(published(), shape=SHAPE, limits=limits, cost=cost).with_kv_tokens(40_000)
+    timed = []
+    for _, jobs in grid(SHAPE, machine.kv_tokens):
+        record = io.BytesIO()
+        Simulation(Trace("cell", tuple(jobs)), machine, lambda: make_policy("sarathi"), records=[record]).run()
+        timed += timed_steps(record.getvalue(), SHAPE, warm_up=0)
+    draw = random.Random(2)
+    noisy = [Timed(one.step, one.seconds * draw.uniform(0.9, 1.1)) for one in timed]
+    found = Fitted(terms=fit(grouped(noisy)))
+    for step in steps(draw, 100):
+        assert found.step_s(step) == pytest.approx(cost.step_s(step), rel=0.08)
+
+
 def test_the_grid_reaches_every_bucket():
     names = " ".join(name for name, _ in grid(SHAPE, 100_000))
     for width in SHAPE.decode:
@@ -109,6 +135,11 @@ def test_a_profile_prices_every_step_of_its_engine(profile):
     made, path = profile
     assert read_profile(path) == made
     assert {timed.step.bucket for timed in made.steps} >= {(8, 0), (8, 4)}
+    # Cells have texts in common; every prompt is computed nevertheless. A page of a prompt is a tile.
+    shape, pools = made.engine_shape, min(c.pages for group in made.groups for c in group.classes)
+    plain = [job for _, jobs in grid(shape, pools * 64, [64, 256]) for job in jobs if len(job.turns) == 1]
+    least = sum(min(end, job.turns[0].prompt) for job in plain for end in range(64, job.turns[0].prompt + 64, 64))
+    assert sum(timed.count * timed.step.tile_context for timed in made.steps) >= least
     assert all(one.measured > 0 and one.predicted > 0 for one in made.residuals())
     machine = made.machine()
     assert machine.kv_tokens == made.groups[0].classes[0].pages * 64

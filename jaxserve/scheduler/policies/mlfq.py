@@ -16,6 +16,8 @@ from jaxserve.types import PAGE_TOKENS, Abort, Arrive, Event, Plan, SeqId, StepD
 
 AHEAD = 4
 """Displaced jobs whose pages are fetched before it is their turn."""
+LOOKED_AT = 32
+"""Waiting jobs that a step asks whether they are starved; a lift takes some ten microseconds."""
 
 
 class Job:
@@ -42,7 +44,8 @@ class SkipJoinMLFQ(Policy):
     that it takes part in, and sinks a level when its quantum is used up. A better level displaces a worse one, never
     its own, and at most `per_step` do so in a step, since a place that changes hands costs a tile and planning time;
     who was displaced goes to the front of its level, who arrives or sinks to the back. Every `check_every` steps those
-    that have not computed for `starve_s` seconds are lifted to the top: checking at every step would swap all the time.
+    that have not computed for `starve_s` seconds are lifted to the top, a few a step: checking at every step would swap
+    all the time, and lifting all who wait at once would make everybody else wait for it.
     """
 
     displaces = True
@@ -80,6 +83,10 @@ class SkipJoinMLFQ(Policy):
         """By that plan, as far as `_has_place` has looked."""
         self._stamp = 0
         self._until_check = check_every
+        self._unlooked: deque[SeqView] = deque()
+        """Who waited below the top at the last check and has yet to be looked at."""
+        self._since = 0.0
+        """Who has not computed since then was starved at that check."""
 
     def level(self, seq: SeqId) -> int:
         return self._jobs[seq].level
@@ -137,9 +144,12 @@ class SkipJoinMLFQ(Policy):
             if job.used > job.quantum:
                 self._sink(job)
         self._until_check -= 1
-        if not self._until_check:
+        if self._until_check <= 0 and not self._unlooked:
             self._until_check = self.check_every
-            self._lift_the_starved(view)
+            self._since = view.now - self.starve_s
+            for queue in (*self._queues[1:], *self._new[1:]):
+                self._unlooked.extend(queue)
+        self._lift_the_starved()
 
     def _sink(self, job: Job) -> None:
         queue, seq = self._queue(job), job.seq
@@ -149,14 +159,15 @@ class SkipJoinMLFQ(Policy):
         if waiting:
             self._wait(job, front=False)
 
-    def _lift_the_starved(self, view: View) -> None:
-        """One pass over each queue: all who wait may be starved."""
-        jobs, since = self._jobs, view.now - self.starve_s
-        for queues in (self._queues, self._new):
-            for queue in queues[1:]:
-                for seq in queue.take(lambda seq: jobs[seq.id].ran <= since):
-                    self._set_level(jobs[seq.id], 0)
-                    self._wait(jobs[seq.id], front=False)
+    def _lift_the_starved(self) -> None:
+        """The next few of those that waited at the last check: all of them may be starved."""
+        for _ in range(min(LOOKED_AT, len(self._unlooked))):
+            seq = self._unlooked.popleft()
+            job = self._jobs.get(seq.id)
+            if job is not None and job.ran <= self._since and seq.id in (queue := self._queue(job)):
+                queue.discard(seq.id)
+                self._set_level(job, 0)
+                self._wait(job, front=False)
 
     def _set_level(self, job: Job, level: int) -> None:
         job.level, job.quantum, job.used = level, self._quanta[level], 0.0

@@ -1,6 +1,9 @@
 """Short jobs pass long ones that nobody knew to be long."""
 
+from itertools import pairwise
+
 from jaxserve.scheduler import make_policy
+from jaxserve.scheduler.policies.mlfq import LOOKED_AT
 from tests.scheduler.driver import Driver, admitted, groups_of, limits_of
 
 
@@ -77,3 +80,22 @@ def test_mlfq_starts_no_more_than_memory_holds():
     driver.run()
     assert len(driver.preempted) > 5
     assert driver.scheduler.counters["prefill_tokens"] < 1.2 * 20 * 280
+
+
+def test_mlfq_lifts_a_long_queue_a_few_at_a_time():
+    """All who wait are starved at once; no step pays for all of them."""
+    policy = make_policy("mlfq", first_quantum_s=0.02, starve_s=20.0, check_every=30)
+    driver = Driver(policy, limits_of(max_num_seqs=1, lag=0, max_model_len=4096), groups_of((80, None)))
+    driver.arrive(0, 10, max_new=400)
+    waiting = range(1, 201)
+    for seq in waiting:
+        driver.arrive(seq, 1000, max_new=100)
+    lifted: set[int] = set()
+    sizes = []
+    for _ in range(60):
+        driver.step()
+        lifted |= {seq for seq in waiting if policy.level(seq) == 0}
+        sizes.append(len(lifted))
+    # The first four have had their turn at the top by then, and sunk again within the step.
+    assert sizes[28] == 0 and sizes[-1] >= len(waiting) - 4
+    assert max(after - before for before, after in pairwise(sizes)) == LOOKED_AT
