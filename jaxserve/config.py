@@ -133,6 +133,13 @@ class CacheOptions:
         low=1,
         high=2,
     )
+    kv_key_rotation: str | None = option(
+        None,
+        "How formats with sealed pages turn keys before they are quantized. hadamard: by a fixed orthogonal matrix, "
+        "which spreads what is large in a few channels over all of them; queries are turned alike, so no score "
+        "changes but by less rounding (docs/techniques/key-rotation.md). Default: none.",
+        choices=("none", "hadamard"),
+    )
     kv_expected_len: int | None = option(
         None,
         "Tokens of a usual sequence, prompt and answer: memory is split between 16-bit and sealed pages, and between "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxserve.engine.shapes import EngineShape
@@ -41,9 +43,10 @@ def step_functions(
     max_len: int = 8192,
     kv_format: str = "bf16",
     backend: str = "triton",
+    **kv_options: Any,
 ) -> StepFunctions:
     """The programs of an engine in bfloat16 on one GPU: `rows` decode rows, `tiles` prefill tiles, `pages` KV pages of
-    each class of `kv_format`."""
+    each class of `kv_format`, which gets `kv_options`."""
     model = Model.from_config(config, jnp.bfloat16)
     shape = EngineShape(slots=rows, max_len=max_len, q=1, decode=(rows,), tiles=(tiles,))
     layout = SlotLayout(
@@ -56,7 +59,7 @@ def step_functions(
     )
     groups = model.kv_groups()
     # Named, because the platform that compiles is not the one that will run.
-    format = formats.get(kv_format, backend=backend)
+    format = formats.get(kv_format, backend=backend, **kv_options)
     kv = kv_shapes(groups, [format] * len(groups), [(pages,) * len(format.kinds(g)) for g in groups], rows, max_len)
     params = model.abstract_params()
     return StepFunctions(model, shape, layout, LinearContext(), None, params, groups, kv, state.shapes(layout))

@@ -115,6 +115,7 @@ def _made(config: EngineConfig, names: set[str], on_gpu: bool) -> dict[str, KVFo
         "sink_pages": cache.kv_sink_pages,
         "residual_pages": cache.kv_residual_pages,
         "prefill_exact": cache.prefill_exact or None,
+        "key_rotation": cache.kv_key_rotation,
     }
     options: dict[str, Any] = {"backend": attention_backend(config, on_gpu)}
     options |= {option: value for option, value in sealing.items() if value is not None}

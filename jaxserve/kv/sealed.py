@@ -21,6 +21,7 @@ from jax import lax
 from jaxserve.kv.format import AttentionSpec, KVFormat, Layer, PageKind
 from jaxserve.kv.meta import ABSENT, Rows
 from jaxserve.kv.reading import ReadingRule, Reads, TileReads
+from jaxserve.kv.rotation import ROTATIONS, rotated_keys, rotated_queries
 from jaxserve.types import PAGE_TOKENS, KVGroup
 from pallas_kernels.layouts import FloatLayout, Layout, SealedLayout, float_layout
 from pallas_kernels.merge import Attended, merge
@@ -57,6 +58,9 @@ class SealedFormat(KVFormat):
     """Of 16-bit pages. float32 is for tests of exactness."""
     channels: tuple[int, int] | None = None
     """Leading channels of a key and of a value that sealed pages hold; 16-bit pages hold all. None: all, here too."""
+    key_rotation: str = "none"
+    """How keys are turned before they are sealed, and queries before they read them (kv/rotation.py); values and 16-bit
+    pages stay as they are."""
 
     def __post_init__(self) -> None:
         if self.sink_pages < 0:
@@ -65,6 +69,10 @@ class SealedFormat(KVFormat):
             raise ValueError(f"--kv-residual-pages {self.residual_pages} must be 1 or 2")
         if self.dtype not in DTYPES:
             raise ValueError(f"16-bit pages of {self.dtype} do not exist; choose one of {', '.join(DTYPES)}")
+        if self.key_rotation not in ROTATIONS:
+            raise ValueError(
+                f"--kv-key-rotation {self.key_rotation} is not known; choose one of {', '.join(ROTATIONS)}"
+            )
 
     @property
     def layout(self) -> SealedLayout:
@@ -106,6 +114,11 @@ class SealedFormat(KVFormat):
         return {"open": self.open.heads_axis(), "sealed": dict.fromkeys(self._sealed_shapes(group), 2)}
 
     def _sealed_shapes(self, group: KVGroup) -> dict[str, jax.ShapeDtypeStruct]:
+        keys = self.channels[0] if self.channels else group.head_dim
+        if self.key_rotation != "none" and keys & (keys - 1):
+            raise ValueError(
+                f"--kv-key-rotation {self.key_rotation} needs a power of two of channels in a key, not {keys}"
+            )
         if self.channels is None:
             return self.layout.shapes(group.kv_heads, PAGE_TOKENS, group.head_dim)
         if max(self.channels) > group.head_dim:
@@ -147,6 +160,8 @@ class SealedFormat(KVFormat):
         """Sealed pages `ids` int32 [n] become what k, v [n, kv_heads, page_tokens, head_dim] encode to."""
         if self.channels is not None:
             k, v = (x[..., :held] for x, held in zip((k, v), self.channels, strict=True))
+        if self.key_rotation == "hadamard":
+            k = rotated_keys(k)
         codes = self.layout.encode(k, v)
         return {
             name: array.at[ids, layer].set(codes[name], mode="drop", unique_indices=True)
@@ -187,11 +202,15 @@ class SealedFormat(KVFormat):
         )
 
     def _attend_sealed(self, attend: Attend, q: jax.Array, pool: Any, layer: Layer, table: jax.Array) -> Attended:
-        if self.channels is None:
-            return attend(q, pool, layer, table, None, self.layout)
-        keys, values = self.channels
-        part = attend(q[..., :keys], pool, layer, table, None, self.layout)
-        missing = [(0, 0)] * (q.ndim - 1) + [(0, q.shape[-1] - values)]
+        head_dim = q.shape[-1]
+        keys, values = self.channels or (head_dim, head_dim)
+        q = q[..., :keys]
+        if self.key_rotation == "hadamard":
+            q = rotated_queries(q)
+        part = attend(q, pool, layer, table, None, self.layout)
+        if values == head_dim:
+            return part
+        missing = [(0, 0)] * (q.ndim - 1) + [(0, head_dim - values)]
         return part._replace(o=jnp.pad(part.o, missing))
 
     def _near(self, pool: Any, layer: Layer, k: jax.Array, v: jax.Array, reads: TileReads) -> tuple[Any, jax.Array]:

@@ -8,6 +8,7 @@ axis of the codes they read.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.layouts.layout import PageShape
-from pallas_kernels.layouts.packing import BITS, Affine, affine, from_bits, pack, quantize, to_bits, unpack
+from pallas_kernels.layouts.packing import BITS, Affine, affine, clipped, from_bits, pack, quantize, to_bits, unpack
 
 Axis = Literal["channel", "token"]
 
@@ -131,10 +132,11 @@ class PackedLayout:
         return q.dtype
 
     def _quantize(self, x: jax.Array, axis: Axis) -> tuple[jax.Array, Affine]:
+        fit = clipped if self.bits == 2 else functools.partial(affine, bits=self.bits)
         if axis == "channel":
-            to = affine(x, -2, self.bits)
+            to = fit(x, -2)
         else:
-            grouped = affine(x.reshape(*x.shape[:-1], -1, self.group), -1, self.bits)
+            grouped = fit(x.reshape(*x.shape[:-1], -1, self.group), -1)
             to = Affine(*(meta.swapaxes(-1, -2) for meta in grouped))
         wide = Affine(*(self._spread(meta, axis) for meta in to))
         return quantize(x, wide, self.bits), to

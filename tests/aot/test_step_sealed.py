@@ -34,7 +34,9 @@ def cases(rows_and_tiles: dict[str, list[tuple[int, int]]]) -> list[tuple[str, i
 @pytest.mark.parametrize(("name", "rows", "tiles"), cases({"hack4": [(ROWS, TILES)], "kivi2": [(ROWS, 0)]}))
 def test_forward(name: str, rows: int, tiles: int, tmp_path: Path) -> None:
     config = replace(LLAMA_8B, layers=LAYERS, windows=(None,) * LAYERS)
-    functions = step_functions(config, rows=rows, tiles=TILES, pages=PAGES, kv_format=name)
+    # Rotating keys and queries is work around the kernels; one format shows that it needs no copies.
+    rotation = "hadamard" if name == "hack4" else "none"
+    functions = step_functions(config, rows=rows, tiles=TILES, pages=PAGES, kv_format=name, key_rotation=rotation)
     program = next(p for p in functions.programs() if p.name == forward_name(rows, tiles))
     try:
         facts = compile_for(targets()["h200"], program.function, program.args, program.donate, dump=tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.layouts.packing import TINY, Affine, affine, pack, quantize, quantize8, unpack
+from pallas_kernels.layouts.packing import TINY, Affine, affine, clipped, pack, quantize, quantize8, unpack
 
 FLOATS = st.floats(-100, 100, width=32)
 
@@ -59,6 +59,50 @@ def test_scales_stay_finite_over_the_whole_range(bits: int) -> None:
     assert jnp.isfinite(to.scale)
     codes = quantize(jnp.asarray([-largest, largest]), to, bits)
     assert jnp.all(jnp.isfinite(codes * to.scale.astype(jnp.float32) + to.minimum.astype(jnp.float32)))
+
+
+def clip_error(values: np.ndarray, to: Affine) -> float:
+    """Sum of squared errors of 2-bit codes of `values` [n]."""
+    codes = np.asarray(quantize(jnp.asarray(values, jnp.float32), to, 2), np.float64)
+    return float(np.sum((codes * float(to.scale) + float(to.minimum) - values) ** 2))
+
+
+@given(x=vectors(32, 32))
+@settings(max_examples=100, deadline=None)
+def test_a_clipped_range_errs_no_more_than_the_whole(x: list[float]) -> None:
+    values = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+    given = jnp.asarray(values, jnp.float32)
+    # The choice is made on a grid of 960 steps, and both quantizers are stored as bfloat16.
+    slack = len(values) * (np.ptp(values) * 0.01 + np.abs(values).max() * 2**-8) ** 2
+    assert clip_error(values, clipped(given, 0)) <= 1.05 * clip_error(values, affine(given, 0, 2)) + slack
+
+
+def test_a_clipped_range_nearly_halves_the_error_of_normal_values() -> None:
+    """The best evenly spaced four levels for a normal distribution err by 0.119 of its variance."""
+    x = np.random.default_rng(0).standard_normal((400, 64)).astype(np.float32)
+    found = [sum(clip_error(row, fit(jnp.asarray(row), 0)) for row in x[:40]) / x[:40].size for fit in (clipped, whole)]
+    assert found[0] < 0.12 and found[1] > 1.6 * found[0]
+
+
+def whole(x: jax.Array, axis: int) -> Affine:
+    return affine(x, axis, 2)
+
+
+def test_a_clipped_range_depends_on_its_own_values_alone() -> None:
+    """Not on their order, nor on what stands beside them, nor on the program."""
+    x = jax.random.normal(jax.random.key(1), (64, 33))
+    every = jax.jit(clipped, static_argnums=1)(x, 0)
+    for column in (0, 32):
+        mixed = jax.random.permutation(jax.random.key(2), x[:, column])
+        alone = clipped(mixed, 0)
+        assert (alone.scale, alone.minimum) == (every.scale[column], every.minimum[column])
+
+
+def test_a_clipped_range_keeps_equal_values_and_stays_finite() -> None:
+    assert clipped(jnp.full((4,), 3.5), 0) == Affine(jnp.bfloat16(1), jnp.bfloat16(3.5))
+    largest = float(jnp.finfo(jnp.bfloat16).max)
+    to = clipped(jnp.asarray([-largest, 0, largest], jnp.bfloat16), 0)
+    assert jnp.isfinite(to.scale) and jnp.isfinite(to.minimum)
 
 
 @given(x=vectors(32, 32), shift=FLOATS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import pytest
 
 from jaxserve.kv import ABSENT, KVState, SealedFormat, allocate, attend_layer, build_meta, formats, kv_shapes
 from jaxserve.kv.pages import gather_pages, grant, scatter_pages
+from jaxserve.kv.rotation import rotated_keys
 from jaxserve.kv.wire import export_page, import_page
 from jaxserve.types import PAGE_TOKENS, KVGroup
 from tests.kv import layouts  # noqa: F401  registers its formats
@@ -186,9 +187,14 @@ def expected(format: SealedFormat, spec: Spec, slot: int) -> np.ndarray:
         pad = np.pad(x, ((0, -LENGTH % PAGE_TOKENS), (0, 0), (0, 0)))
         sealed.append(pad.reshape(-1, PAGE_TOKENS, KV_HEADS, DIM).swapaxes(1, 2))
     held = format.channels or (DIM, DIM)
-    codes = format.layout.encode(*(jnp.asarray(x[..., :n], format.dtype) for x, n in zip(sealed, held, strict=True)))
+    cut = [jnp.asarray(x[..., :n], format.dtype) for x, n in zip(sealed, held, strict=True)]
+    if format.key_rotation == "hadamard":
+        cut[0] = rotated_keys(cut[0])
+    codes = format.layout.encode(*cut)
     pool = {name: np.asarray(x)[:, None] for name, x in codes.items()}
     read = list(format.layout.fetch(jax.tree.map(jnp.asarray, pool), 0, jnp.arange(len(sealed[0]))))
+    if format.key_rotation == "hadamard":
+        read[0] = rotated_keys(read[0])  # of 64 channels: its own inverse
     if format.name == "zeroc":
         read[0] = read[0].swapaxes(2, 3)  # its keys are columns
     read = [np.pad(x, [(0, 0)] * 3 + [(0, DIM - x.shape[-1])]) for x in read]
@@ -250,14 +256,33 @@ def test_sealed_pages_of_leading_channels(channels: tuple[int, int], way) -> Non
     assert dense < 1e-12 if channels == (64, 64) else dense > 0.1
 
 
-def test_leading_channels_give_the_same_bits_whichever_way() -> None:
-    make = lambda: Host(formats.get("hack4", channels=(64, 32), backend="tiled"))  # noqa: E731
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("hack4", {"channels": (64, 32)}), ("kivi2", {"key_rotation": "hadamard"})],
+    ids=["leading channels", "rotated keys in clipped ranges"],
+)
+def test_packed_pages_have_the_same_bits_whichever_way(name: str, options: dict[str, Any]) -> None:
+    make = lambda: Host(formats.get(name, backend="tiled", **options))  # noqa: E731
     first, *others = whole(make()), mixed(make())
     for host in others:
         assert all(np.array_equal(host.got[1, p], first.got[1, p]) for p in range(LENGTH))
         for index in range(1, LENGTH // PAGE_TOKENS):
             for name, codes in first.page(1, 1, index).items():
                 assert np.array_equal(host.page(1, 1, index)[name][:, LAYER], codes[:, LAYER])
+
+
+def test_rotated_keys_meet_rotated_queries() -> None:
+    """Sealed pages of turned keys, 16-bit pages of keys as they are, in float64."""
+    format = formats.get("test-rounded", key_rotation="hadamard", dtype="float32")
+    host = mixed(Host(format))
+    positions = sorted(p for s, p in host.got if s == 1)
+    got = np.stack([host.got[1, p] for p in positions])
+    np.testing.assert_allclose(got, expected(format, PLAIN, 1)[positions], atol=3e-5)
+
+
+def test_pages_that_cannot_be_rotated_are_refused() -> None:
+    with pytest.raises(ValueError, match="power of two of channels in a key, not 48"):
+        formats.get("zeroc", channels=(48, 64), key_rotation="hadamard").kinds(GROUP)
 
 
 def test_pages_without_channels_are_refused() -> None:
@@ -337,7 +362,8 @@ def test_both_classes_travel() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"sink_pages": -1}, {"residual_pages": 3}, {"residual_pages": 0}, {"dtype": "int8"}]
+    "option",
+    [{"sink_pages": -1}, {"residual_pages": 3}, {"residual_pages": 0}, {"dtype": "int8"}, {"key_rotation": "dct"}],
 )
 def test_options_out_of_range_are_named(option: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(option.values())))):
