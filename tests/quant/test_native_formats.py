@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.quant import dequantize, linear, quantize
+from jaxserve.quant import dequantize, linear, quantize, take
 from pallas_kernels.native import build
 
 FORMATS = ["panels", "table"]
@@ -61,3 +61,12 @@ def test_without_kernels_the_matrix_is_put_together_again(monkeypatch: pytest.Mo
     np.testing.assert_allclose(linear(x, held), x @ weight, atol=1e-4)
     half = x.astype(jnp.bfloat16)
     assert linear(half, held).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("stored", [np.float32, jnp.bfloat16])
+def test_a_table_gives_its_rows(stored: np.dtype) -> None:
+    rows = draw(50, 48).astype(stored).astype(np.float32)
+    held = jax.tree.map(jnp.asarray, quantize("table", rows.T))
+    ids = jnp.array([3, 0, 49, 3])
+    np.testing.assert_array_equal(take(held, ids), rows[np.asarray(ids)])
+    np.testing.assert_array_equal(take(jnp.asarray(rows), ids), rows[np.asarray(ids)])
