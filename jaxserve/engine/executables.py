@@ -7,6 +7,7 @@ user and be writable by nobody else.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -58,11 +59,14 @@ class ExecutableCache:
         """The executable called `name` for arguments like `args` with results like `out` (pytrees), or None."""
         path = self._path(name)
         try:
-            payload = path.read_bytes()
+            calls, _, payload = path.read_bytes().partition(b"\n")
         except OSError:
             return None
         trees = jax.tree.structure((args, {})), jax.tree.structure(out)
         try:
+            # XLA looks its custom calls up when it loads a program.
+            for call in json.loads(calls):
+                native.target(*call)
             loaded = serialize_executable.deserialize_and_load(payload, *trees)
         except Exception:  # whatever a damaged or foreign file provokes inside XLA
             return None
@@ -78,7 +82,7 @@ class ExecutableCache:
         path = self._path(name)
         partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         try:
-            partial.write_bytes(payload)
+            partial.write_bytes(json.dumps(native.registered()).encode() + b"\n" + payload)
             partial.replace(path)
         except OSError as error:  # a full disk costs the next start time, not this one
             partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -26,7 +28,7 @@ _MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassoci
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
-_registered: set[str] = set()
+_registered: dict[str, tuple[str, str, dict[str, Any]]] = {}
 _failed: set[str] = set()
 
 
@@ -53,7 +55,7 @@ def identity() -> str:
     return f"{path} {version.partition(chr(10))[0]}"
 
 
-def target(symbol: str, source: str, defines: Mapping[str, object]) -> str | None:
+def target(symbol: str, source: str, defines: Mapping[str, Any]) -> str | None:
     """Name of the custom call that runs function `symbol` of `source` compiled with `defines`; None if it cannot be
     compiled here, which is logged once."""
     name = "_".join(["jaxserve", symbol, *(str(value).lower() for value in defines.values())])
@@ -72,8 +74,15 @@ def target(symbol: str, source: str, defines: Mapping[str, object]) -> str | Non
             )
             return None
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
-        _registered.add(name)
+        _registered[name] = symbol, source, dict(defines)
         return name
+
+
+def registered() -> list[tuple[str, str, dict[str, Any]]]:
+    """The arguments of `target` for every custom call there is by now: a program from a cache needs those again that
+    were there when it was compiled."""
+    with _lock:
+        return list(_registered.values())
 
 
 def _compiled(name: str, source: str, defines: list[str]) -> Path:
@@ -104,7 +113,9 @@ def _folder() -> Path:
             return folder
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="jaxserve-native-"))
+    own = Path(tempfile.mkdtemp(prefix="jaxserve-native-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own
 
 
 def _cpu() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 
 from jaxserve.config import ConfigError
 from jaxserve.engine.executables import CompileCounter, ExecutableCache
+from pallas_kernels.native.build import compiler
 
 
 def compiled(scale: float):
@@ -33,6 +36,31 @@ def test_an_executable_survives_the_way_to_disk_and_back(tmp_path: Path) -> None
     loaded = cache.load("double", (x,), 0)
     assert loaded is not None and loaded(x).tolist() == [0.0, 2.0, 4.0, 6.0]
     assert ExecutableCache(tmp_path / "cache", "another identity").load("double", (x,), 0) is None
+
+
+STORE = """
+import jax, jax.numpy as jnp, sys
+from pathlib import Path
+from jaxserve.engine.executables import ExecutableCache
+from jaxserve.quant import linear, quantize
+x, w = jnp.ones((2, 8)), quantize("panels", jnp.ones((8, 32)))
+program = jax.jit(linear).lower(x, w).compile()
+ExecutableCache(Path(sys.argv[1]), "identity").store("linear", program)
+"""
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler on this machine")
+def test_a_program_with_a_kernel_of_ours_loads_where_nothing_was_traced(tmp_path: Path) -> None:
+    """In another process than the one that stored it, where XLA knows its custom call only if loading says so."""
+    load = (
+        STORE.rpartition("program =")[0]
+        + """
+loaded = ExecutableCache(Path(sys.argv[1]), "identity").load("linear", (x, w), 0)
+assert loaded is not None and (loaded(x, w) == 8).all()
+"""
+    )
+    for script in (STORE, load):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / "cache")], check=True, timeout=120)
 
 
 def test_a_damaged_file_counts_as_absent(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_bits_of_a_query_are_its_own(heads: int, kv_heads: int, head_dim: in
 def build_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """As in a process that has compiled nothing yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "_registered", set())
+    monkeypatch.setattr(build, "_registered", {})
     monkeypatch.setattr(build, "_failed", set())
     cached = (build.compiler, build.identity, build._folder)
     for function in cached:

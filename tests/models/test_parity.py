@@ -11,6 +11,9 @@ import pytest
 
 from jaxserve.checkpoint import load_model
 from jaxserve.models.dense_attention import causal_attention, dense_attend
+from jaxserve.models.native import native_params
+from jaxserve.quant import QTensor
+from pallas_kernels.native.build import compiler
 from tests.models.conftest import CASES
 
 TOLERANCE = 1e-4  # of the largest |logit|
@@ -46,6 +49,27 @@ def test_shorter_formats_stay_close(dtype, quantization, error, reference):
     ours = logits(params, made.tokens)
     assert ours.dtype == jnp.float32
     assert np.sqrt(np.mean((ours - made.logits) ** 2)) <= error * made.logits.std()
+
+
+@pytest.mark.parametrize("case", ["llama_multi_head", "llama_tied"])
+def test_weights_as_the_kernels_of_cpus_read_them(case, reference):
+    """An untied head in panels, a tied embedding as a table."""
+    made = reference(case)
+    model, params = load_model(made.folder, "float32")
+    params = native_params(model, params)
+    held = {leaf.format for leaf in jax.tree.leaves(params, is_leaf=is_qtensor) if is_qtensor(leaf)}
+    assert held == (set() if compiler() is None else {"panels", "table"} if model.config.tie_embeddings else {"panels"})
+
+    @jax.jit
+    def logits(params, tokens):
+        hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, dense_attend(model))
+        return model.logits(params, hidden)
+
+    assert_agrees(logits(params, made.tokens), made.logits)
+
+
+def is_qtensor(leaf):
+    return isinstance(leaf, QTensor)
 
 
 def growing_cache(model):
