@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxserve.config import ConfigError
@@ -26,6 +26,8 @@ from jaxserve.types import (
     ToCore,
 )
 
+CLOSED = "the engine has been closed"
+
 
 class MessageClient:
     """What every EngineClient does, whatever carries its messages. A subclass brings `start`, `close` and `_send`."""
@@ -45,19 +47,14 @@ class MessageClient:
         self._put(Cancel(ids=tuple(ids)))
 
     async def control(self, verb: str, program: str = "") -> Stats:
-        token, future = self._expect()
-        self._put(Control(verb=verb, token=token, program=program))
-        return await future
+        return await self._ask(lambda token: Control(verb=verb, token=token, program=program))
 
     async def export_prefix(self, tokens: Sequence[int], salt: str = "") -> Prefix:
-        token, future = self._expect()
-        self._put(ExportPrefix(token=token, tokens=tuple(tokens), salt=salt))
-        return await future
+        return await self._ask(lambda token: ExportPrefix(token=token, tokens=tuple(tokens), salt=salt))
 
     async def import_prefix(self, tokens: Sequence[int], pages: Sequence[PrefixPage], salt: str = "") -> Prefix:
-        token, future = self._expect()
-        self._put(ImportPrefix(token=token, tokens=tuple(tokens), pages=tuple(pages), salt=salt))
-        return await future
+        came = tuple(pages)
+        return await self._ask(lambda token: ImportPrefix(token=token, tokens=tuple(tokens), pages=came, salt=salt))
 
     @property
     def failure(self) -> str | None:
@@ -66,11 +63,12 @@ class MessageClient:
     async def wait_failed(self) -> str:
         return await asyncio.shield(self._failed)
 
-    def _expect(self) -> tuple[int, asyncio.Future[Any]]:
-        """A token for a message and what its answer will be the result of."""
+    async def _ask(self, question: Callable[[int], ToCore]) -> Any:
+        """The answer to the message that `question` makes of a token."""
         token = max(self._controls, default=0) + 1
+        self._put(question(token))
         future = self._controls[token] = self._loop.create_future()
-        return token, future
+        return await future
 
     def _open(self, sink: DeltaSink) -> None:
         """Called by `start`, on the event loop's thread."""
@@ -83,8 +81,8 @@ class MessageClient:
         raise NotImplementedError
 
     def _put(self, message: ToCore) -> None:
-        if self._failure is not None:
-            raise EngineDead(self._failure)
+        if self._failure is not None or self._closing:
+            raise EngineDead(self._failure or CLOSED)
         self._send(message)
 
     def _receive(self, message: FromCore) -> None:
@@ -106,9 +104,13 @@ class MessageClient:
         self._failure = cause
         if not self._ready.done():
             self._ready.set_exception(error)
+        self._disappoint(cause)
+        if not self._failed.done():
+            self._failed.set_result(cause)
+
+    def _disappoint(self, cause: str) -> None:
+        """Nobody will answer what has been asked."""
         for future in self._controls.values():
             if not future.done():
                 future.set_exception(EngineDead(cause))
         self._controls.clear()
-        if not self._failed.done():
-            self._failed.set_result(cause)

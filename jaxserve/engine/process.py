@@ -20,7 +20,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.engine import wire
 from jaxserve.engine.client import DeltaSink, EngineDead
 from jaxserve.engine.inbox import Inbox
-from jaxserve.engine.messages import MessageClient
+from jaxserve.engine.messages import CLOSED, MessageClient
 from jaxserve.engine.platform import select_platform
 from jaxserve.types import Control, Failed, FromCore, Ready, ToCore
 
@@ -68,6 +68,7 @@ class ProcessClient(MessageClient):
             self._child.kill()
             await asyncio.to_thread(self._child.wait)
         self._reading.cancel()
+        self._disappoint(CLOSED)
 
     def _send(self, message: ToCore) -> None:
         self._writer.write(wire.frame(message))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from jaxserve.config import EngineConfig
 from jaxserve.engine.client import DeltaSink, EngineDead
 from jaxserve.engine.inbox import Inbox
-from jaxserve.engine.messages import MessageClient
+from jaxserve.engine.messages import CLOSED, MessageClient
 from jaxserve.engine.platform import select_platform
 from jaxserve.types import Control, Failed, FromCore, Ready, ToCore
 
@@ -39,6 +39,7 @@ class ThreadClient(MessageClient):
         end = self._loop.time() + drain + 30.0
         while self._thread.is_alive() and self._loop.time() < end:
             await asyncio.sleep(0.01)
+        self._disappoint(CLOSED)
 
     def _send(self, message: ToCore) -> None:
         self._inbox.put(message)

@@ -98,6 +98,25 @@ def test_a_killed_engine_process_is_noticed(executables: str) -> None:
     assert with_client(ProcessClient, config(executables), body) == "the engine process was killed by signal 9"
 
 
+@pytest.mark.parametrize("kind", [ThreadClient, ProcessClient])
+def test_a_closed_engine_says_so(kind: type[Client], executables: str) -> None:
+    """Whoever waits for an answer and whoever asks too late."""
+
+    async def body(client: Client, deltas: asyncio.Queue) -> None:
+        waiting = asyncio.ensure_future(client.export_prefix(list(range(64))))
+        await asyncio.sleep(0)
+        await client.close()
+        for question in (waiting, client.control("stats"), client.import_prefix([5], [])):
+            try:
+                assert isinstance(await question, Prefix)  # it was answered in time
+            except EngineDead as error:
+                assert "closed" in str(error)
+            else:
+                assert question is waiting
+
+    with_client(kind, config(executables), body)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
