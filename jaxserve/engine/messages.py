@@ -44,7 +44,8 @@ class MessageClient:
         self._put(SubmitAll(requests=tuple(requests)))
 
     def cancel(self, ids: Sequence[str]) -> None:
-        self._put(Cancel(ids=tuple(ids)))
+        if not self._closing:
+            self._put(Cancel(ids=tuple(ids)))
 
     async def control(self, verb: str, program: str = "") -> Stats:
         return await self._ask(lambda token: Control(verb=verb, token=token, program=program))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,18 +25,28 @@ def attention_target(pool: Any, layout: Layout) -> str | None:
         return None
     _, _, page_tokens, head_dim, _ = layout.page_shape(pool)
     kind = _KINDS.get(pool.dtype.name)
-    if (
-        kind is None
-        or page_tokens % _LANES
-        or page_tokens > _MAX_PAGE_TOKENS
-        or head_dim % _LANES
-        or head_dim > _MAX_DIM
-    ):
+    fits = all(size % _LANES == 0 for size in (page_tokens, head_dim))
+    if kind is None or not fits or page_tokens > _MAX_PAGE_TOKENS or head_dim > _MAX_DIM:
         return None
     return build.target("paged_attention", "attention.c", {"KIND": kind, "DIM": head_dim})
 
 
-def paged_attention(
+def native_or(reference: Callable[..., Attended]) -> Callable[..., Attended]:
+    """The op that `reference` defines, by the kernel where that reads the pages. The bits of a query then depend on it
+    and on its pages alone."""
+
+    def op(
+        q: jax.Array, positions: jax.Array, pool: Any, layer: int | jax.Array, tables: jax.Array, **options: Any
+    ) -> Attended:
+        target = attention_target(pool, options["layout"])
+        if target is None:
+            return reference(q, positions, pool, layer, tables, **options)
+        return _call(target, q, positions, pool, layer, tables, **options)
+
+    return op
+
+
+def _call(
     target: str,
     q: jax.Array,
     positions: jax.Array,
@@ -44,13 +55,12 @@ def paged_attention(
     tables: jax.Array,
     *,
     counts: jax.Array,
+    places: jax.Array | None = None,
     scale: float,
     window: int | None,
     softcap: float | None,
     layout: Layout,
-    places: jax.Array | None = None,
 ) -> Attended:
-    """See `pallas_kernels.paged_decode.paged_decode`. A query's bits depend on that query and its pages alone."""
     rows, q_tokens, heads, head_dim = q.shape
     flat = jax.ShapeDtypeStruct((rows, q_tokens, heads), jnp.float32)
     call = jax.ffi.ffi_call(target, (jax.ShapeDtypeStruct((*flat.shape, head_dim), jnp.float32), flat, flat))

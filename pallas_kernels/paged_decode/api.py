@@ -12,12 +12,13 @@ from pallas_kernels.backends import resolve
 from pallas_kernels.checks import check_paged
 from pallas_kernels.layouts import Dense, Layout
 from pallas_kernels.merge import Attended
-from pallas_kernels.paged_decode import mosaic, native, reference, triton
+from pallas_kernels.native.attention import native_or
+from pallas_kernels.paged_decode import mosaic, reference, triton
 
 _OPS: dict[str, Callable[..., Attended]] = {
     "reference": reference.paged_decode,
     "tiled": reference.tiled,
-    "native": native.paged_decode,
+    "native": native_or(reference.paged_decode),
     "triton": triton.paged_decode,
     "mosaic": mosaic.paged_decode,
 }

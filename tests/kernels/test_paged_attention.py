@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from pallas_kernels.layouts import Columns
 from pallas_kernels.merge import Attended, merge, normalize
-from pallas_kernels.paged_decode import native as decode_native
+from pallas_kernels.native.attention import native_or
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_decode import reference as decode_reference
 from pallas_kernels.paged_decode import triton as decode_triton
-from pallas_kernels.paged_prefill import native as prefill_native
 from pallas_kernels.paged_prefill import paged_prefill
 from pallas_kernels.paged_prefill import reference as prefill_reference
 from pallas_kernels.paged_prefill import triton as prefill_triton
@@ -60,12 +59,12 @@ BACKENDS: dict[str, dict[str, Callable[..., Attended]]] = {
     "decode": {
         "reference": decode_reference.paged_decode,
         "tiled": decode_reference.tiled,
-        "native": decode_native.paged_decode,
+        "native": native_or(decode_reference.paged_decode),
         "triton": lambda *a, **kw: decode_triton.paged_decode(*a, splits=2, interpret=True, **kw),
     },
     "prefill": {
         "reference": prefill_reference.paged_prefill,
-        "native": prefill_native.paged_prefill,
+        "native": native_or(prefill_reference.paged_prefill),
         "triton": lambda *a, **kw: prefill_triton.paged_prefill(*a, interpret=True, **kw),
     },
 }
