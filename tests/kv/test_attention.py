@@ -147,13 +147,16 @@ def test_writes_touch_their_positions_only(dtype: str) -> None:
     kv = new_state(dtype)
     layout = kv.formats[0].layout
     rng = np.random.default_rng(5)
-    noise = [rng.integers(0, 1 << 14, x.nbytes // 2, np.uint16).view(x.dtype).reshape(x.shape) for x in kv.pools[0]]
-    pool = tuple(map(jnp.asarray, noise))
+
+    def noise(x: jax.Array) -> jax.Array:
+        return jnp.asarray(rng.integers(0, 1 << 14, x.nbytes // 2, np.uint16).view(x.dtype).reshape(x.shape))
+
+    pool = jax.tree.map(noise, kv.pools[0])
 
     def read(pool: Any) -> np.ndarray:
         """[pages, layers, 2, kv_heads, page_tokens, head_dim]"""
-        layers = [layout.fetch(pool, layer, jnp.arange(PAGES)) for layer in range(LAYERS)]
-        return np.stack([np.stack([k.swapaxes(2, 3), v], axis=1) for k, v in layers], axis=1)
+        layers = [layout.get_pages(pool, layer, jnp.arange(PAGES)) for layer in range(LAYERS)]
+        return np.stack([np.stack([k, v], axis=1) for k, v in layers], axis=1)
 
     before, table = read(pool), np.asarray(kv.tables[0])[0]
     kv, _ = run(replace(kv, pools=(pool,)), (Work(1, 62, 2), Work(3, 5, 1)), (Work(3, 70, 50),), 2)
@@ -161,7 +164,7 @@ def test_writes_touch_their_positions_only(dtype: str) -> None:
     for slot, position in written:
         expected = np.stack([x[position] for x in sequence(slot)[1:]])
         place = (table[slot, position // PAGE_TOKENS], 1, slice(None), slice(None), position % PAGE_TOKENS)
-        before[place] = np.asarray(jnp.asarray(expected).astype(kv.formats[0].dtype).astype(jnp.float32))
+        before[place] = np.asarray(jnp.asarray(expected).astype(kv.formats[0].dtype))
     assert np.array_equal(before, read(kv.pools[0]))
 
 
@@ -207,7 +210,7 @@ def test_a_slot_without_pages_writes_nothing() -> None:
     kv = new_state()
     assert np.all(np.asarray(kv.tables[0])[0, 2] == ABSENT)
     kv, _ = run(kv, (Work(2, 3, 1),), (Work(4, 64, 64),), 1)
-    assert not any(np.any(x) for x in kv.pools[0])
+    assert not any(np.any(x) for x in jax.tree.leaves(kv.pools[0]))
 
 
 def test_tokens_that_do_not_fit_are_named() -> None:

@@ -334,7 +334,9 @@ def test_steps_and_seals_are_in_place() -> None:
     """No copy of a pool in any program: its bytes are those of the pools it was given."""
     format = formats.get("test-rounded")
     kv = jax.eval_shape(lambda: allocate(kv_shapes([GROUP], [format], [(512, 512)], SLOTS, LENGTH)))
-    smallest = min(x.size * x.dtype.itemsize for x in (kv.pools[0]["open"][0], kv.pools[0]["sealed"]["k"]))
+    smallest = min(
+        x.size * x.dtype.itemsize for x in (*jax.tree.leaves(kv.pools[0]["open"]), kv.pools[0]["sealed"]["k"])
+    )
     tokens = lambda n, h: jax.ShapeDtypeStruct((n, h, DIM), jnp.float32)  # noqa: E731
     ints = lambda n: (jax.ShapeDtypeStruct((n,), jnp.int32),) * 3  # noqa: E731
     n = ROWS + TILES * PAGE_TOKENS
