@@ -67,7 +67,8 @@ class ExecutableCache:
             # XLA looks its custom calls up when it loads a program.
             for call in json.loads(calls):
                 native.target(*call)
-            loaded = serialize_executable.deserialize_and_load(payload, *trees)
+            with native.lookups():
+                loaded = serialize_executable.deserialize_and_load(payload, *trees)
         except Exception:  # whatever a damaged or foreign file provokes inside XLA
             return None
         os.utime(path)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxserve.engine.executables import ExecutableCache
+from pallas_kernels.native.build import lookups
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,9 @@ class ProgramSet:
         if executable is not None:
             self.loaded += 1
         else:
-            executable = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args).compile()
+            lowered = jax.jit(program.function, donate_argnums=program.donate).lower(*program.args)
+            with lookups():
+                executable = lowered.compile()
             self.compiled += 1
             if self._cache:
                 self._cache.store(name, executable)

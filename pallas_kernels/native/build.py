@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassoci
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
+_nobody_looks_up = threading.Condition()
+_lookups = 0
 _registered: dict[str, tuple[str, str, dict[str, Any]]] = {}
 _failed: set[str] = set()
 
@@ -73,9 +76,26 @@ def target(symbol: str, source: str, defines: Mapping[str, Any]) -> str | None:
                 "%s could not be compiled for this CPU; attention runs on XLA's own operations: %s", name, said
             )
             return None
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+        with _nobody_looks_up:
+            _nobody_looks_up.wait_for(lambda: _lookups == 0)
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
         _registered[name] = symbol, source, dict(defines)
         return name
+
+
+@contextmanager
+def lookups() -> Iterator[None]:
+    """Around the compiling or loading of programs that may have custom calls: meanwhile nothing is registered, because
+    XLA does not promise that its registry may be written while others read it. Do not trace inside."""
+    global _lookups
+    with _nobody_looks_up:
+        _lookups += 1
+    try:
+        yield
+    finally:
+        with _nobody_looks_up:
+            _lookups -= 1
+            _nobody_looks_up.notify_all()
 
 
 def registered() -> list[tuple[str, str, dict[str, Any]]]:
