@@ -28,6 +28,9 @@ from pallas_kernels.native import build as native
 
 log = logging.getLogger(__name__)
 
+_loading = threading.Lock()
+"""One program is loaded at a time, in some 20 ms: two threads in XLA's loader were seen to crash the process."""
+
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -67,7 +70,7 @@ class ExecutableCache:
             # XLA looks its custom calls up when it loads a program.
             for call in json.loads(calls):
                 native.target(*call)
-            with native.lookups():
+            with _loading, native.lookups():
                 loaded = serialize_executable.deserialize_and_load(payload, *trees)
         except Exception:  # whatever a damaged or foreign file provokes inside XLA
             return None
