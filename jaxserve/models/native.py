@@ -19,8 +19,7 @@ def native_params(model: Model, params: Params) -> Params:
 
     `params` is taken apart on the way, so that at no time two copies of the weights are held.
     """
-    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-    if compiler() is None or model.dtype != jnp.float32 or any(isinstance(leaf, QTensor) for leaf in leaves):
+    if compiler() is None or model.dtype != jnp.float32 or _quantized(params):
         return params
     layers, embedding = params["layers"], params["embedding"]
     for i, like in model.abstract_params("panels")["layers"].items():
@@ -32,6 +31,12 @@ def native_params(model: Model, params: Params) -> Params:
     else:
         embedding["head"] = _as("panels", embedding["head"])
     return params
+
+
+def _quantized(params: Params) -> bool:
+    # Not a local of the caller: a list of the leaves would keep every weight alive beside its new form.
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    return any(isinstance(leaf, QTensor) for leaf in leaves)
 
 
 def _as(name: str, weight: jax.Array) -> Any:
