@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,14 +105,7 @@ def _code_hash() -> str:
 
 def _platform_identity() -> str:
     device = jax.devices()[0]
-    features = ""
-    if device.platform == "cpu":
-        try:
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-        except OSError:
-            features = platform.processor()
-        features += native.identity()
+    features = native.cpu() + native.identity() if device.platform == "cpu" else ""
     flags = os.environ.get("XLA_FLAGS", "")
     return (
         f"{jax.__version__} {device.device_kind} {device.client.platform_version} {os.cpu_count()} {features} {flags}"

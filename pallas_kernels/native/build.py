@@ -72,9 +72,7 @@ def target(symbol: str, source: str, defines: Mapping[str, Any]) -> str | None:
         except (OSError, subprocess.SubprocessError) as error:
             _failed.add(name)
             said = getattr(error, "stderr", None) or error
-            _log.warning(
-                "%s could not be compiled for this CPU; attention runs on XLA's own operations: %s", name, said
-            )
+            _log.warning("%s could not be compiled for this CPU; XLA's own operations run instead: %s", name, said)
             return None
         with _nobody_looks_up:
             _nobody_looks_up.wait_for(lambda: _lookups == 0)
@@ -110,7 +108,7 @@ def _compiled(name: str, source: str, defines: list[str]) -> Path:
     path = compiler() or ""
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     command = [path, *_FLAGS, *_MATH, native, *defines, "-I", jax.ffi.include_dir(), str(_SOURCES / source)]
-    digest = hashlib.sha256("\n".join([*command, identity(), _cpu(), jax.__version__]).encode())
+    digest = hashlib.sha256("\n".join([*command, identity(), cpu(), jax.__version__]).encode())
     for file in sorted(_SOURCES.glob("*.[ch]")):
         digest.update(file.read_bytes())
     library = _folder() / f"{name}-{digest.hexdigest()[:24]}.so"
@@ -138,8 +136,8 @@ def _folder() -> Path:
     return own
 
 
-def _cpu() -> str:
-    """The features that -march=native picks from."""
+def cpu() -> str:
+    """The features of this machine's CPU, which compilers pick from."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
