@@ -155,6 +155,8 @@ def attention_backend(config: EngineConfig, on_gpu: bool) -> str | None:
     backend = config.runtime.attention_backend
     if backend in ("triton", "mosaic") and not on_gpu:
         raise ConfigError(f"--attention-backend {backend} needs a GPU; this engine runs on a CPU")
+    if backend == "native" and on_gpu:
+        raise ConfigError("--attention-backend native is for CPUs; this engine runs on a GPU")
     if config.runtime.batch_invariant:
         if backend != "auto":
             raise ConfigError(f"--batch-invariant has attention of its own: leave out --attention-backend {backend}")

@@ -4,10 +4,13 @@ KV_FORMATS=all runs every format."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from jaxserve.config import ConfigError
+from jaxserve.config import ConfigError, EngineConfig
+from jaxserve.engine.kv_formats import attention_backend
 from jaxserve.kv import formats
 from jaxserve.types import KVGroup
 from tests.engine.driver import Driver
@@ -109,3 +112,10 @@ def test_nothing_was_compiled_outside_the_declared_set(driver: Driver) -> None:
 def test_backends_that_cannot_be_had_are_refused(backend: str, invariant: bool, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Driver(**SHAPE | {"batch_invariant": invariant}, attention_backend=backend)
+
+
+def test_the_kernels_of_cpus_are_refused_on_a_gpu() -> None:
+    config = EngineConfig(runtime=replace(EngineConfig().runtime, attention_backend="native"))
+    with pytest.raises(ConfigError, match="--attention-backend native is for CPUs"):
+        attention_backend(config, on_gpu=True)
+    assert attention_backend(config, on_gpu=False) == "native"
