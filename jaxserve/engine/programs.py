@@ -93,8 +93,11 @@ class ProgramSet:
         return sum(not future.done() for future in self._background)
 
     def close(self) -> None:
+        """Compiles nothing more and lets all programs go: the kernels of each hold some hundred of the 65,530 memory
+        maps that Linux allows a process."""
         self._closing.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._ready.clear()
 
     def _compile(self, name: str) -> None:
         if name in self._ready:

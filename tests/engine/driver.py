@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -49,8 +50,18 @@ class Answer:
         self.deltas += 1
 
 
+_open: list[EngineCore] = []
+
+
+def close_all() -> None:
+    """Closes every core there is: what they hold would pile up in a process that runs hundreds of tests."""
+    while _open:
+        _open.pop().close()
+    gc.collect()
+
+
 class Driver:
-    """One engine core and what it said."""
+    """One engine core and what it said. Whoever makes one calls `close_all` at the end, see conftest.py."""
 
     def __init__(self, kv_format: str | None = None, **options: object):
         """`kv_format`: a registered KV format that is no choice of --kv-cache-dtype."""
@@ -62,6 +73,7 @@ class Driver:
         if kv_format is not None:
             config = replace(config, cache=replace(config.cache, kv_cache_dtype=kv_format))
         self.core: EngineCore = load_core(config, self.inbox, self._receive, lambda _: None)
+        _open.append(self.core)
 
     def _receive(self, message: FromCore) -> None:
         if isinstance(message, Deltas):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jaxserve.scheduler import policy_names
-from tests.engine.driver import Driver
+from tests.engine.driver import Driver, close_all
 
 PAGE_BYTES = 2 * 2 * 2 * 64 * 32 * 4
 """Layers, K and V, KV heads, tokens, head_dim, float32."""
@@ -47,19 +49,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def make(model: Path, executables: str):
-    def driver(policy: str, **options: object) -> Driver:
-        """With pages for two or three requests, a host that takes what they lose, and chunks of two tiles."""
-        return Driver(
-            model=str(model),
-            compile_cache=executables,
-            scheduling_policy=policy,
-            scheduling_params=PARAMS.get(policy, []),
-            **SHAPE | options,
-        )
+def build(model: Path, executables: str, policy: str, **options: object) -> Driver:
+    """With pages for two or three requests, a host that takes what they lose, and chunks of two tiles."""
+    return Driver(
+        model=str(model),
+        compile_cache=executables,
+        scheduling_policy=policy,
+        scheduling_params=PARAMS.get(policy, []),
+        **SHAPE | options,
+    )
 
-    return driver
+
+@pytest.fixture
+def make(model: Path, executables: str) -> Iterator[Callable[..., Driver]]:
+    yield functools.partial(build, model, executables)
+    close_all()
 
 
 def submit(driver: Driver, index: int) -> None:
@@ -69,9 +73,9 @@ def submit(driver: Driver, index: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def expected(make) -> list[list[int]]:
+def expected(model: Path, executables: str) -> list[list[int]]:
     """Each request alone."""
-    driver, tokens = make("fcfs", enable_prefix_caching=False), []
+    driver, tokens = build(model, executables, "fcfs", enable_prefix_caching=False), []
     for index in range(8):
         submit(driver, index)
         tokens.append(driver.run()[str(index), 0].tokens)
@@ -80,7 +84,9 @@ def expected(make) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("policy", [*policy_names(), "slora+mlfq", "prepacking+fcfs"])
-def test_greedy_tokens_are_the_same_under_every_policy(policy: str, make, expected: list[list[int]]) -> None:
+def test_greedy_tokens_are_the_same_under_every_policy(
+    policy: str, make: Callable[..., Driver], expected: list[list[int]]
+) -> None:
     tight = make(policy, enable_prefix_caching=False)
     for index in range(8):
         submit(tight, index)
@@ -92,7 +98,7 @@ def test_greedy_tokens_are_the_same_under_every_policy(policy: str, make, expect
     assert tight.gauge("kv_cache_usage_perc") == 0 and tight.gauge("swap_usage_perc") == 0
 
 
-def test_batchllm_prefills_what_its_tree_predicts(make) -> None:
+def test_batchllm_prefills_what_its_tree_predicts(make: Callable[..., Driver]) -> None:
     """Ten shuffled groups whose prefixes do not fit into memory together: each shared page is computed once."""
     groups, members, prefix, own = 10, 4, 128, 40
     rng = np.random.default_rng(5)

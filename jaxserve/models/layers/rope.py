@@ -13,7 +13,7 @@ from jaxserve.models.config import LinearRope, Llama3Rope, Rope, YarnRope
 
 
 class Rotation(NamedTuple):
-    """cos, and sin with its sign, of the angle of each channel of each row: [T, 1, head_dim] float32."""
+    """cos and sin of the angles of each row: [T, 1, head_dim / 2] float32."""
 
     cos: jax.Array
     sin: jax.Array
@@ -59,13 +59,13 @@ def rotation(rope: Rope, head_dim: int, positions: jax.Array) -> Rotation:
     # Products with 0 and 1, which are exact, so that cosines are computed once: XLA copies elementwise code into
     # whatever reads it, in every layer, but never a product.
     one = np.eye(head_dim // 2, dtype=np.float32) * np.float32(factor)
-    both, signed = np.concatenate((one, one), axis=1), np.concatenate((-one, one), axis=1)
     return Rotation(
-        jnp.matmul(jnp.cos(angle), both, precision="highest"), jnp.matmul(jnp.sin(angle), signed, precision="highest")
+        jnp.matmul(jnp.cos(angle), one, precision="highest"), jnp.matmul(jnp.sin(angle), one, precision="highest")
     )
 
 
 def rotate(x: jax.Array, by: Rotation) -> jax.Array:
     """x [T, heads, head_dim] turned by `by`, computed in float32, in the dtype of x."""
-    wide = x.astype(jnp.float32)
-    return (wide * by.cos + jnp.roll(wide, x.shape[-1] // 2, axis=-1) * by.sin).astype(x.dtype)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate((first * by.cos - second * by.sin, second * by.cos + first * by.sin), axis=-1)
+    return turned.astype(x.dtype)
