@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.quant.qtensor import QTensor
-from pallas_kernels.native.products import PANEL, panel_product, table_product
+from pallas_kernels.native.products import PANEL, deinterleave, interleave, panel_product, table_product
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,14 @@ class Panels:
         xp = jnp if isinstance(weight, jax.Array) else np
         rows, columns = weight.shape
         padded = xp.pad(weight.astype(xp.float32), ((0, 0), (0, -columns % PANEL)))
+        codes = _narrow(padded.reshape(rows, -1, PANEL).swapaxes(0, 1))
+        if codes.dtype == np.uint16:
+            codes = np.ascontiguousarray(interleave(codes))
         # No scale; the shape of the empty array says how many columns there are.
-        return QTensor(_narrow(padded.reshape(rows, -1, PANEL).swapaxes(0, 1)), xp.zeros((0, columns)), self.name)
+        return QTensor(codes, xp.zeros((0, columns)), self.name)
 
     def dequantize(self, weight: QTensor) -> Any:
-        codes = _widen(weight.codes)
+        codes = _widen(deinterleave(weight.codes) if weight.codes.dtype == np.uint16 else weight.codes)
         return codes.swapaxes(0, 1).reshape(codes.shape[1], -1)[:, : weight.scale.shape[1]]
 
     def product(self, x: jax.Array, weight: QTensor, precision: jax.lax.Precision) -> jax.Array:

@@ -8,6 +8,24 @@
 // Compiled for one head_dim (DIM) and one kind of float in the pool (KIND).
 enum { MAX_PAGE_TOKENS = 128, BLOCK = 4, QUERIES_PER_ITEM = 16, FLOAT_BYTES = KIND == F32 ? 4 : 2 };
 
+enum { VECTORS = DIM / LANES };
+
+// A row of the pool. Its channels come in an order of their own, which load_query and store_output share.
+static inline __attribute__((always_inline)) void load_row(const void *p, int64_t i, vec *x) {
+  for (int v = 0; v + 1 < VECTORS; v += 2) load_pair(p, i + v * LANES, KIND, x + v);
+  if (VECTORS % 2) x[VECTORS - 1] = load(p, i + (VECTORS - 1) * LANES, KIND);
+}
+
+static inline void load_query(const float *p, vec *x) {
+  for (int v = 0; v + 1 < VECTORS; v += 2) load_sorted(p + v * LANES, KIND, x + v);
+  if (VECTORS % 2) x[VECTORS - 1] = load_f32(p + (VECTORS - 1) * LANES);
+}
+
+static inline void store_output(float *p, const vec *x) {
+  for (int v = 0; v + 1 < VECTORS; v += 2) store_sorted(p + v * LANES, KIND, x + v);
+  if (VECTORS % 2) store_f32(p + (VECTORS - 1) * LANES, x[VECTORS - 1]);
+}
+
 typedef struct {
   const float *q;  // [rows, q_tokens, heads, dim]
   const int32_t *positions, *counts, *tables, *places;
@@ -21,7 +39,7 @@ typedef struct {
 // M queries of one row that share a KV head: query i is number first + i of group * q_tokens, tokens innermost.
 static inline __attribute__((always_inline)) void attend(
     const Attention *a, int64_t row, int64_t head, int64_t first, const int M) {
-  enum { D = DIM, V = D / LANES };
+  enum { D = DIM, V = VECTORS };
   const int C = LANES / M;
   const int64_t group = a->heads / a->kv_heads;
   vec q[BLOCK][V], o[BLOCK][V];
@@ -35,8 +53,9 @@ static inline __attribute__((always_inline)) void attend(
     if (at[i] > last) last = at[i];
     int64_t start = a->window && at[i] >= a->window ? at[i] - a->window + 1 : 0;
     if (at[i] >= 0 && start < begin) begin = start;
+    load_query(a->q + slot[i] * D, q[i]);
     for (int v = 0; v < V; v++) {
-      q[i][v] = load_f32(a->q + slot[i] * D + v * LANES) * a->scale;
+      q[i][v] *= a->scale;
       o[i][v] = (vec){};
     }
     m[i] = NO_KEY, l[i] = 0;
@@ -59,7 +78,7 @@ static inline __attribute__((always_inline)) void attend(
 #pragma GCC unroll 16
       for (int c = 0; c < C; c++) {
         vec x[V];
-        for (int v = 0; v < V; v++) x[v] = load(k, (t + c) * D + v * LANES, KIND);
+        load_row(k, (t + c) * D, x);
         fetch(k + step + (t + c) * D * FLOAT_BYTES, D * FLOAT_BYTES);
         for (int i = 0; i < M; i++) {
           vec sum = q[i][0] * x[0];
@@ -101,7 +120,7 @@ static inline __attribute__((always_inline)) void attend(
     }
     for (int64_t t = from; t < to; t++) {
       vec x[V];
-      for (int v = 0; v < V; v++) x[v] = load(k, t * D + v * LANES, KIND);
+      load_row(k, t * D, x);
       fetch(next + t * D * FLOAT_BYTES, D * FLOAT_BYTES);
       for (int i = 0; i < M; i++) {
         for (int v = 0; v < V; v++) o[i][v] += s[i][t] * x[v];
@@ -109,7 +128,7 @@ static inline __attribute__((always_inline)) void attend(
     }
   }
   for (int i = 0; i < M; i++) {
-    for (int v = 0; v < V; v++) store_f32(a->o + slot[i] * D + v * LANES, o[i][v]);
+    store_output(a->o + slot[i] * D, o[i]);
     a->m[slot[i]] = m[i];
     a->l[slot[i]] = l[i];
   }

@@ -4,7 +4,7 @@
 #include "vectors.h"
 
 // Compiled for the kind of float in the panels (KIND).
-enum { PANEL = 32, VECTORS = PANEL / LANES, BLOCK = LANES == 16 ? 8 : 4, FLOAT_BYTES = KIND == F32 ? 4 : 2 };
+enum { PANEL = 32, AHEAD = 16, VECTORS = PANEL / LANES, BLOCK = LANES == 16 ? 8 : 4, FLOAT_BYTES = KIND == F32 ? 4 : 2 };
 
 typedef struct {
   const float *x;      // [rows, in]
@@ -12,6 +12,9 @@ typedef struct {
   float *y;            // [rows, out]
   int64_t rows, in, out;
 } Product;
+
+// The first column of vector `v`. Columns of bfloat16 lie as 0, 16, 1, 17, ...: load_pair has them in order.
+static inline int64_t column(int v) { return KIND == BF16 ? v % 2 * (PANEL / 2) + v / 2 * LANES : v * LANES; }
 
 // R rows times one panel. Every sum runs over `in` in order, whatever R is.
 static inline __attribute__((always_inline)) void multiply(
@@ -22,14 +25,15 @@ static inline __attribute__((always_inline)) void multiply(
   }
   for (int64_t i = 0; i < in; i++) {
     vec w[VECTORS];
-    for (int v = 0; v < VECTORS; v++) w[v] = load(panel, i * PANEL + v * LANES, KIND);
+    fetch(panel + (i + AHEAD) * PANEL * FLOAT_BYTES, PANEL * FLOAT_BYTES);
+    for (int v = 0; v < VECTORS; v += 2) load_pair(panel, i * PANEL + v * LANES, KIND, w + v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       for (int v = 0; v < VECTORS; v++) sums[r][v] += x[r * in + i] * w[v];
     }
   }
   for (int r = 0; r < R; r++) {
-    for (int v = 0; v < VECTORS; v++) store_f32(y + r * out + v * LANES, sums[r][v]);
+    for (int v = 0; v < VECTORS; v++) store_f32(y + r * out + column(v), sums[r][v]);
   }
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,9 +17,20 @@ LANES = 16
 _KINDS = {"float32": "F32", "uint16": "BF16"}
 
 
+def interleave(codes: Any) -> Any:
+    """Panels of 16 bits [..., PANEL] in the order of their columns -> in the order 0, 16, 1, 17, ..., which the kernel
+    widens with one operation a vector."""
+    return codes.reshape(*codes.shape[:-1], 2, PANEL // 2).swapaxes(-1, -2).reshape(codes.shape)
+
+
+def deinterleave(codes: Any) -> Any:
+    """What `interleave` was given."""
+    return codes.reshape(*codes.shape[:-1], PANEL // 2, 2).swapaxes(-1, -2).reshape(codes.shape)
+
+
 def panel_product(x: jax.Array, panels: jax.Array) -> jax.Array | None:
-    """float32 x [rows, in] times `panels` [out / PANEL, in, PANEL], float32 or bfloat16 as uint16 -> float32
-    [rows, out]. None where there is no compiler."""
+    """float32 x [rows, in] times `panels` [out / PANEL, in, PANEL], float32, or interleaved bfloat16 as uint16 ->
+    float32 [rows, out]. None where there is no compiler."""
     return _product("panel_product", "panels.c", x, panels, panels.shape[0] * PANEL)
 
 
