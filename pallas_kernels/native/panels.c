@@ -4,7 +4,7 @@
 #include "vectors.h"
 
 // Compiled for the kind of float in the panels (KIND).
-enum { PANEL = 32, AHEAD = 16, VECTORS = PANEL / LANES, BLOCK = LANES == 16 ? 8 : 4, FLOAT_BYTES = KIND == F32 ? 4 : 2 };
+enum { PANEL = 32, VECTORS = PANEL / LANES, BLOCK = LANES == 16 ? 8 : 4, FLOAT_BYTES = KIND == F32 ? 4 : 2 };
 
 typedef struct {
   const float *x;      // [rows, in]
@@ -25,7 +25,6 @@ static inline __attribute__((always_inline)) void multiply(
   }
   for (int64_t i = 0; i < in; i++) {
     vec w[VECTORS];
-    fetch(panel + (i + AHEAD) * PANEL * FLOAT_BYTES, PANEL * FLOAT_BYTES);
     for (int v = 0; v < VECTORS; v += 2) load_pair(panel, i * PANEL + v * LANES, KIND, w + v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {

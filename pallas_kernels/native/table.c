@@ -24,11 +24,17 @@ static inline __attribute__((always_inline)) void multiply(const Product *p, int
   for (int c = 0; c < C; c++) at[c] = (output + c < p->out ? output + c : p->out - 1) * p->in;
   for (int64_t i = 0; i < p->in; i += LANES) {
     vec w[LANES];
+    if (row == 0) {
+      for (int c = 0; c < C; c++) fetch((const char *)p->table + (at[c] + C * p->in + i) * FLOAT_BYTES, LANES * FLOAT_BYTES);
+    }
 #pragma GCC unroll 16
-    for (int c = 0; c < C; c++) w[c] = load(p->table, at[c] + i, KIND);
+    for (int c = 0; c < C; c++) {
+      w[c] = load(p->table, at[c] + i, KIND);
+      if (R > 1) w[c] = held(w[c]);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      vec one = load_f32(x + r * p->in + i);
+      const vec one = held(load_f32(x + r * p->in + i));
 #pragma GCC unroll 16
       for (int c = 0; c < C; c++) sums[r * C + c] += one * w[c];
     }
@@ -38,21 +44,19 @@ static inline __attribute__((always_inline)) void multiply(const Product *p, int
   for (int r = 0; r < R; r++) memcpy(p->y + (row + r) * p->out + output, (float *)&y + r * C, stored * sizeof(float));
 }
 
+// All rows take a few outputs before the next outputs are read, so that the table comes through memory once.
 static void multiply_outputs(const void *context, int64_t item) {
   const Product *p = context;
   int64_t end = (item + 1) * OUTPUTS < p->out ? (item + 1) * OUTPUTS : p->out;
-  for (int64_t row = 0; row < p->rows;) {
-    int64_t left = p->rows - row, begin = item * OUTPUTS;
-    if (left >= 4) {
-      for (int64_t output = begin; output < end; output += LANES / 4) multiply(p, row, output, 4);
-      row += 4;
-    } else if (left >= 2) {
-      for (int64_t output = begin; output < end; output += LANES / 2) multiply(p, row, output, 2);
-      row += 2;
-    } else {
-      for (int64_t output = begin; output < end; output += LANES) multiply(p, row, output, 1);
-      row += 1;
+  for (int64_t first = item * OUTPUTS; first < end; first += LANES) {
+    int64_t row = 0;
+    for (; row + 4 <= p->rows; row += 4) {
+      for (int64_t output = first; output < first + LANES && output < end; output += LANES / 4) multiply(p, row, output, 4);
     }
+    for (; row + 2 <= p->rows; row += 2) {
+      for (int64_t output = first; output < first + LANES && output < end; output += LANES / 2) multiply(p, row, output, 2);
+    }
+    for (; row < p->rows; row++) multiply(p, row, first, 1);
   }
 }
 

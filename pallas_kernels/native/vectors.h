@@ -29,6 +29,14 @@ static inline vec load_f32(const float *p) {
   return x;
 }
 
+// The same, in a register: a compiler may prefer to read memory again for each use.
+static inline vec held(vec x) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(x));
+#endif
+  return x;
+}
+
 static inline void store_f32(float *p, vec x) { memcpy(p, &x, sizeof x); }
 
 // LANES floats of a kind from number `i` on.
