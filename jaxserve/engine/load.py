@@ -23,7 +23,7 @@ from jaxserve.engine.executables import ExecutableCache
 from jaxserve.engine.inbox import Inbox
 from jaxserve.engine.kv_formats import kv_groups
 from jaxserve.engine.mover import Mover
-from jaxserve.engine.programs import Program, ProgramSet
+from jaxserve.engine.programs import WORKERS, Program, ProgramSet
 from jaxserve.engine.runner import Runner
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.engine.step import STAGED, StepFunctions
@@ -95,7 +95,8 @@ def load_core(
         mover = Mover(functions.kv, host_pages, _link(config), STAGED, inbox.put)
     runner = Runner(functions, programs, loaded.params, kv, slots, mover)
     others = [name for name in programs.names if name not in covering]
-    programs.compile_in_background(others)
+    # One at a time beside requests: each takes a core, and up to 140 MiB.
+    programs.compile_in_background(others, WORKERS if config.runtime.wait_for_buckets else 1)
     if config.runtime.wait_for_buckets:
         programs.wait()
     elapsed = time.perf_counter() - started

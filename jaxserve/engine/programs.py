@@ -18,6 +18,9 @@ from pallas_kernels.native.build import lookups
 
 log = logging.getLogger(__name__)
 
+WORKERS = 2
+"""Programs compiled at a time while nobody is served."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -41,12 +44,13 @@ class Program:
 class ProgramSet:
     """Compiles declared programs, now or in the background, and hands out what is ready."""
 
-    def __init__(self, cache: ExecutableCache | None, workers: int = 2):
+    def __init__(self, cache: ExecutableCache | None):
         self._cache = cache
         self._ready: dict[str, Any] = {}
         self._declared: dict[str, Program] = {}
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compile")
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="compile")
         self._background: list[Future] = []
+        self._unready: set[str] = set()
         self._closing = threading.Event()
         self.loaded = 0
         self.compiled = 0
@@ -69,19 +73,22 @@ class ProgramSet:
         for future in [self._pool.submit(self._compile, name) for name in names]:
             future.result()
 
-    def compile_in_background(self, names: Sequence[str]) -> None:
-        """Compiles in order of `names`; each is swapped in when it is done."""
+    def compile_in_background(self, names: Sequence[str], at_once: int = 1) -> None:
+        """Compiles in order of `names`, `at_once` at a time; each is swapped in when it is done."""
 
-        def one(name: str) -> None:
-            if self._closing.is_set():
-                return
-            try:
-                self._compile(name)
-            except Exception:
-                # A smaller bucket that fails to compile costs speed, not service: larger ones stand in for it.
-                log.exception("compiling %s failed; larger buckets stand in for it", name)
+        def some(share: Sequence[str]) -> None:
+            for name in share:
+                if self._closing.is_set():
+                    return
+                try:
+                    self._compile(name)
+                except Exception:
+                    # A smaller bucket that fails to compile costs speed, not service: larger ones stand in for it.
+                    log.exception("compiling %s failed; larger buckets stand in for it", name)
+                self._unready.discard(name)
 
-        self._background = [self._pool.submit(one, name) for name in names]
+        self._unready = set(names)
+        self._background = [self._pool.submit(some, names[first::at_once]) for first in range(at_once)]
 
     def wait(self) -> None:
         """Returns when the background is done."""
@@ -90,7 +97,8 @@ class ProgramSet:
 
     @property
     def pending(self) -> int:
-        return sum(not future.done() for future in self._background)
+        """Programs that the background has still to compile."""
+        return len(self._unready)
 
     def close(self) -> None:
         """Compiles nothing more and lets all programs go: the kernels of each hold some hundred of the 65,530 memory
