@@ -1,7 +1,7 @@
 """Swapping in gathered copies beside the steps against one synchronous copy per page.
 
     python benchmarks/swap.py                                  # about two minutes
-    python benchmarks/swap.py --budget 2048 --gbps 24 --seeds 2
+    python benchmarks/swap.py --budget 2048 --gigabytes 24 --seeds 2
 
 Conversations in four classes of importance, drawn at random, under `priority`: a better class takes the place of a
 worse one, whose pages go to host memory and come back (FastSwitch's setting, arXiv:2411.18424). The same scheduler, on
@@ -35,8 +35,8 @@ def with_classes(trace: Trace, classes: int = 4) -> Trace:
     return Trace(trace.name, tuple(structs.replace(job, priority=draw.randrange(classes)) for job in trace.jobs))
 
 
-def measured(setting: Setting, how: str, gbps: float, rate: float, seed: int) -> dict[str, float]:
-    options = f"host_kv_tokens={4 * PUBLISHED_KV_TOKENS}:host_link_gbps={gbps}:host_copies={how}"
+def measured(setting: Setting, how: str, gigabytes: float, rate: float, seed: int) -> dict[str, float]:
+    options = f"host_kv_tokens={4 * PUBLISHED_KV_TOKENS}:host_link_gbps={8 * gigabytes}:host_copies={how}"
     run = setting.run(PolicySpec.parse(f"priority:{options}"), rate, seed)
     found = figures(run)
     return {
@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--load", type=float, default=1.0)
     parser.add_argument("--budget", type=int, nargs="+", default=[256], help="tokens of a step (default 256)")
-    parser.add_argument("--gbps", type=float, nargs="+", default=[24.0, 12.0], help="of the host link (default 24 12)")
+    parser.add_argument(
+        "--gigabytes", type=float, nargs="+", default=[24.0, 12.0], help="a second of the host link (default 24 12)"
+    )
     args = parser.parse_args()
     trace = with_classes(traces.load("azure-conv"))
     head = ["budget", "GB/s", "copies are", "copies", "GB", "p99.9 TBT s", "undisplaced", "mean JCT s"]
@@ -62,21 +64,26 @@ def main() -> None:
         longest = max(turn.output for turn in trace.turns)
         setting = Setting(trace=trace, machine=machine, jobs=args.requests, arrivals="poisson", max_tokens=longest)
         rate = args.load * capacity(setting)
-        for gbps in args.gbps:
+        for gigabytes in args.gigabytes:
             mean = {}
             for how in sorted(LINKS, reverse=True):
-                runs = [measured(setting, how, gbps, rate, seed) for seed in range(args.seeds)]
+                runs = [measured(setting, how, gigabytes, rate, seed) for seed in range(args.seeds)]
                 one = mean[how] = {name: statistics.fmean(run[name] for run in runs) for name in FIGURES}
                 cells = [f"{one['swap_copies']:.0f}", f"{one['swap_bytes'] / 1e9:.0f}"]
                 cells += [f"{one[name]:.3f}" for name in ("tbt_p99.9_s", "steady_p99.9_s")]
-                rows.append([str(budget), f"{gbps:g}", how, *cells, f"{one['jct_mean_s']:.1f}"])
+                rows.append([str(budget), f"{gigabytes:g}", how, *cells, f"{one['jct_mean_s']:.1f}"])
+            if not mean["gathered"]["swap_copies"]:
+                verdicts.append(
+                    f"budget {budget}, {gigabytes:g} GB/s: nothing had to be swapped; raise --requests or --load"
+                )
+                continue
             for how in ("per-page", "per-block"):
                 fewer, better, steadier = (
                     mean[how][name] / mean["gathered"][name]
                     for name in ("swap_copies", "tbt_p99.9_s", "steady_p99.9_s")
                 )
                 verdicts.append(
-                    f"budget {budget}, {gbps:g} GB/s, against {how}: {fewer:.1f} times fewer copies "
+                    f"budget {budget}, {gigabytes:g} GB/s, against {how}: {fewer:.1f} times fewer copies "
                     f"({verdict(fewer, 4)}), p99.9 TBT {better:.1f} times better ({verdict(better, 2)}), of the "
                     f"undisplaced {steadier:.1f} ({verdict(steadier, 2)})"
                 )

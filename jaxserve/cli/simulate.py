@@ -119,7 +119,7 @@ def parser() -> Parser:
         "--host-kv-tokens", type=human_int, metavar="N", help="Host memory to swap to, in tokens. Default: none."
     )
     what.add_argument(
-        "--host-link-gbps", type=float, metavar="G", help="Rate of copies to and from it, GB/s. Default: 24."
+        "--host-link-gbps", type=float, metavar="G", help="Gigabits a second to and from it. Default: 192."
     )
     what.add_argument(
         "--host-copies", choices=sorted(LINKS), help="How these copies are made, see sim/link.py. Default: gathered."

@@ -77,7 +77,7 @@ class Machine:
             pools = sum(len(group.classes) for group in self.groups)
             changed["host_pages"] = (int(options["host_kv_tokens"]) // PAGE_TOKENS,) * pools
         if "host_link_gbps" in options:
-            changed["host_link_bytes_s"] = 1e9 * options["host_link_gbps"]
+            changed["host_link_bytes_s"] = options["host_link_gbps"] * 1e9 / 8
         link = self.link
         if "host_copies" in options:
             name = options["host_copies"]

@@ -16,7 +16,7 @@ def test_a_copy_carries_up_to_so_many_pages():
 
 
 def test_synchronous_copies_hold_up_steps():
-    options = "host_kv_tokens=32000:host_link_gbps=12.0:host_copies="
+    options = "host_kv_tokens=32000:host_link_gbps=96.0:host_copies="
     each, gathered = played(f"mlfq:{options}per-page"), played(f"mlfq:{options}gathered")
     assert each["swap_copies"] > 2 * gathered["swap_copies"]
     assert each["seconds"] > gathered["seconds"]

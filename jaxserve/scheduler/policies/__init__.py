@@ -48,7 +48,8 @@ def make(name: str, **params: Any) -> Policy:
             raise ValueError(f"scheduling policy {outer!r} goes over no other ({wrappers} do)")
         return kind(**params)
     except TypeError as error:
-        raise ValueError(f"scheduling policy {outer!r}: {error}") from None
+        given = ", ".join(f"{key}={value!r}" for key, value in params.items())
+        raise ValueError(f"scheduling policy {outer!r} does not take {given}: {error}") from None
 
 
 for _module in (
