@@ -56,7 +56,7 @@ def test_chat_takes_one_message_from_stdin_or_the_command_line(server, http):
 
 def test_ctrl_c_ends_quietly_and_cancels_the_request(server):
     command = [sys.executable, "-m", "jaxserve", "complete", "Once upon a time", "--url", server.url]
-    process = subprocess.Popen([*command, "--max-tokens", "1500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*command, "--max-tokens", "3500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
