@@ -1,0 +1,116 @@
+"""The C kernels of CPUs against what XLA makes of the same operations, in turn.
+
+    python benchmarks/cpu_kernels.py --rows 16 --context 640
+
+Shapes are those of a model (default: the bundled one), weights random numbers that bfloat16 holds. KV in 16 bits lies
+in pages in no order. A run goes through the weights and pages of all layers, as a step does, so that waiting for memory
+is part of the time. The best of some runs counts: a shared machine only ever adds to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve import bundled
+from jaxserve.checkpoint import read_config
+from jaxserve.models.config import DecoderConfig
+from jaxserve.quant import linear, quantize, silu_product
+from jaxserve.sim.report import aligned
+from jaxserve.types import PAGE_TOKENS
+from pallas_kernels.layouts import float_layout
+from pallas_kernels.native.build import compiler
+from pallas_kernels.paged_decode import paged_decode
+
+Case = tuple[str, float, Callable[[], Any], Callable[[], Any]]
+"""What, its floating-point operations, the C kernel and XLA's way."""
+
+
+def attention(config: DecoderConfig, rows: int, context: int, draw: np.random.Generator) -> Case:
+    count = -(-context // PAGE_TOKENS)
+    q = jnp.asarray(draw.normal(size=(rows, 1, config.heads, config.head_dim)), jnp.float32)
+    tables = jnp.asarray(draw.permutation(rows * count).reshape(rows, count), jnp.int32)
+    positions = jnp.full(rows, context - 1, jnp.int32)
+    shape = (rows * count, config.kv_heads, PAGE_TOKENS, config.head_dim)
+    kv = [jnp.asarray(draw.normal(size=(2, *shape)), jnp.bfloat16) for _ in range(config.layers)]
+
+    def ready(backend: str) -> Callable[[], Any]:
+        layout = float_layout(jnp.bfloat16, backend)
+        options = {"scale": config.attention_scale, "layout": layout, "backend": backend}
+        call = jax.jit(lambda pools: [paged_decode(q, positions, pool, 0, tables, **options).o for pool in pools])
+        pools = [layout.pool_of(k, v) for k, v in kv]
+        return lambda: call(pools)
+
+    work = 4.0 * rows * config.heads * context * config.head_dim * config.layers
+    return "attention", work, ready("native"), ready("reference")
+
+
+def product(name: str, shapes: list[tuple[int, int]], format: str, rows: int, draw: np.random.Generator) -> Case:
+    xs = [jnp.asarray(draw.normal(size=(rows, inner)), jnp.float32) for inner, _ in shapes]
+    plain = [draw.normal(size=shape).astype(jnp.bfloat16).astype(np.float32) for shape in shapes]
+    call = jax.jit(lambda weights: [linear(x, weight) for x, weight in zip(xs, weights, strict=True)])
+    packed = [jax.tree.map(jnp.asarray, quantize(format, weight)) for weight in plain]
+    arrays = [jnp.asarray(weight) for weight in plain]
+    work = 2.0 * rows * sum(inner * outer for inner, outer in shapes)
+    return name, work, lambda: call(packed), lambda: call(arrays)
+
+
+def gates(config: DecoderConfig, rows: int, draw: np.random.Generator) -> Case:
+    both = jnp.asarray(draw.normal(size=(config.layers, rows, 2, config.intermediate)), jnp.float32)
+    cpu = jax.tree.map(jnp.asarray, quantize("panels", np.zeros((1, 32), np.float32)))
+    kernel = jax.jit(lambda both: [silu_product(each, cpu) for each in both])
+    plain = jax.jit(lambda both: [jax.nn.silu(each[:, 0]) * each[:, 1] for each in both])
+    return "silu(gate) * up", 0.0, lambda: kernel(both), lambda: plain(both)
+
+
+def milliseconds(calls: Sequence[Callable[[], Any]], runs: int) -> list[float]:
+    """The best of each, run in turn."""
+    best = [float("inf")] * len(calls)
+    for _ in range(1 + runs):  # the first compiles
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            best[i] = min(best[i], time.perf_counter() - start)
+    return [1e3 * seconds for seconds in best]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=bundled.path(), help="folder; its config.json alone is read")
+    parser.add_argument("--rows", type=int, default=16, help="sequences decoding; for products, tokens of a step")
+    parser.add_argument("--context", type=int, default=640, help="tokens a sequence")
+    parser.add_argument("--runs", type=int, default=50, help="of each side")
+    args = parser.parse_args()
+    if compiler() is None:
+        parser.error("there is no C compiler on this machine, or JAXSERVE_NATIVE=0 hides it: nothing to compare")
+    config, draw = read_config(args.model), np.random.default_rng(0)
+    heads = (config.heads + 2 * config.kv_heads) * config.head_dim
+    layer = [(config.hidden, heads), (config.heads * config.head_dim, config.hidden)]
+    layer += [(config.hidden, 2 * config.intermediate), (config.intermediate, config.hidden)]
+    cases = [
+        attention(config, args.rows, args.context, draw),
+        product("products of all layers", layer * config.layers, "panels", args.rows, draw),
+        gates(config, args.rows, draw),
+        product("logits", [(config.hidden, config.vocab_size)], "table", args.rows, draw),
+    ]
+    table = [["operation", "C ms", "GFLOP/s", "XLA ms", "XLA / C"]]
+    for name, work, kernel, plain in cases:
+        ours, theirs = milliseconds((kernel, plain), args.runs)
+        rate = f"{work / ours / 1e6:.0f}" if work else ""
+        table.append([name, f"{ours:.2f}", rate, f"{theirs:.2f}", f"{theirs / ours:.1f}"])
+    print(f"{args.model.name}, {args.rows} rows, {args.context} tokens each, {os.cpu_count()} cores")
+    print(aligned(table))
+
+
+if __name__ == "__main__":
+    main()
