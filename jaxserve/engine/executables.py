@@ -28,7 +28,8 @@ from pallas_kernels.native import build as native
 log = logging.getLogger(__name__)
 
 _loading = threading.Lock()
-"""One program is loaded at a time, in some 20 ms: two threads in XLA's loader were seen to crash the process."""
+"""One program is loaded at a time, in some 40 ms. Two threads were in XLA's loader when a process crashed for want of
+memory maps (see ProgramSet.close); whether it minds two otherwise is not known."""
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 

@@ -95,7 +95,7 @@ def load_core(
         mover = Mover(functions.kv, host_pages, _link(config), STAGED, inbox.put)
     runner = Runner(functions, programs, loaded.params, kv, slots, mover)
     others = [name for name in programs.names if name not in covering]
-    # One at a time beside requests: each takes a core, and up to 140 MiB.
+    # One at a time beside requests: each takes a core, and up to 70 MiB.
     programs.compile_in_background(others, WORKERS if config.runtime.wait_for_buckets else 1)
     if config.runtime.wait_for_buckets:
         programs.wait()

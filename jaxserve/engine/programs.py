@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,10 +47,8 @@ class ProgramSet:
         self._cache = cache
         self._ready: dict[str, Any] = {}
         self._declared: dict[str, Program] = {}
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="compile")
+        self._pool: ThreadPoolExecutor | None = None
         self._background: list[Future] = []
-        self._unready: set[str] = set()
-        self._closing = threading.Event()
         self.loaded = 0
         self.compiled = 0
 
@@ -70,25 +67,21 @@ class ProgramSet:
 
     def compile_now(self, names: Sequence[str]) -> None:
         """Returns when all of `names` are ready."""
-        for future in [self._pool.submit(self._compile, name) for name in names]:
-            future.result()
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix="compile") as pool:
+            list(pool.map(self._compile, names))
 
     def compile_in_background(self, names: Sequence[str], at_once: int = 1) -> None:
-        """Compiles in order of `names`, `at_once` at a time; each is swapped in when it is done."""
+        """Compiles in order of `names`, `at_once` at a time; each is swapped in when it is done. Once in a life."""
 
-        def some(share: Sequence[str]) -> None:
-            for name in share:
-                if self._closing.is_set():
-                    return
-                try:
-                    self._compile(name)
-                except Exception:
-                    # A smaller bucket that fails to compile costs speed, not service: larger ones stand in for it.
-                    log.exception("compiling %s failed; larger buckets stand in for it", name)
-                self._unready.discard(name)
+        def one(name: str) -> None:
+            try:
+                self._compile(name)
+            except Exception:
+                # A smaller bucket that fails to compile costs speed, not service: larger ones stand in for it.
+                log.exception("compiling %s failed; larger buckets stand in for it", name)
 
-        self._unready = set(names)
-        self._background = [self._pool.submit(some, names[first::at_once]) for first in range(at_once)]
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="compile")
+        self._background = [self._pool.submit(one, name) for name in names]
 
     def wait(self) -> None:
         """Returns when the background is done."""
@@ -98,13 +91,13 @@ class ProgramSet:
     @property
     def pending(self) -> int:
         """Programs that the background has still to compile."""
-        return len(self._unready)
+        return sum(not future.done() for future in self._background)
 
     def close(self) -> None:
         """Compiles nothing more and lets all programs go: the kernels of each hold some hundred of the 65,530 memory
         maps that Linux allows a process."""
-        self._closing.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self._ready.clear()
 
     def _compile(self, name: str) -> None:

@@ -34,14 +34,12 @@ class Panels:
         xp = jnp if isinstance(weight, jax.Array) else np
         rows, columns = weight.shape
         padded = xp.pad(weight.astype(xp.float32), ((0, 0), (0, -columns % PANEL)))
-        codes = _narrow(padded.reshape(rows, -1, PANEL).swapaxes(0, 1))
-        if codes.dtype == np.uint16:
-            codes = np.ascontiguousarray(interleave(codes))
+        codes = interleave(_narrow(padded.reshape(rows, -1, PANEL).swapaxes(0, 1)))
         # No scale; the shape of the empty array says how many columns there are.
         return QTensor(codes, xp.zeros((0, columns)), self.name)
 
     def dequantize(self, weight: QTensor) -> Any:
-        codes = _widen(deinterleave(weight.codes) if weight.codes.dtype == np.uint16 else weight.codes)
+        codes = _widen(deinterleave(weight.codes))
         return codes.swapaxes(0, 1).reshape(codes.shape[1], -1)[:, : weight.scale.shape[1]]
 
     def product(self, x: jax.Array, weight: QTensor, precision: jax.lax.Precision) -> jax.Array:

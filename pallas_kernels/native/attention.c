@@ -6,9 +6,7 @@
 #include "vectors.h"
 
 // Compiled for one head_dim (DIM) and one kind of float in the pool (KIND).
-enum { MAX_PAGE_TOKENS = 128, BLOCK = 4, QUERIES_PER_ITEM = 16, FLOAT_BYTES = KIND == F32 ? 4 : 2 };
-
-enum { VECTORS = DIM / LANES };
+enum { MAX_PAGE_TOKENS = 128, BLOCK = 4, QUERIES_PER_ITEM = 16, VECTORS = DIM / LANES, FLOAT_BYTES = KIND == F32 ? 4 : 2 };
 
 // A row of the pool. Its channels come in an order of their own, which load_query and store_output share.
 static inline __attribute__((always_inline)) void load_row(const void *p, int64_t i, vec *x) {

@@ -49,7 +49,7 @@ def make(name: str, **params: Any) -> Policy:
         return kind(**params)
     except TypeError as error:
         given = ", ".join(f"{key}={value!r}" for key, value in params.items())
-        raise ValueError(f"scheduling policy {outer!r} does not take {given}: {error}") from None
+        raise ValueError(f"scheduling policy {outer!r} with {given or 'no parameters'}: {error}") from None
 
 
 for _module in (
