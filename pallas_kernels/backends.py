@@ -6,20 +6,24 @@ import jax
 
 from pallas_kernels.native.build import compiler
 
-BACKENDS = ("reference", "tiled", "native", "triton", "mosaic")
+BACKENDS = ("reference", "tiled", "native", "invariant", "triton", "mosaic")
 """`reference`: jnp. `tiled`: jnp, every decode row computed as a prefill tile, so that a token's bits depend neither on
 the rows beside it nor on whether it came by decode or by prefill. `native`: C, for dense floats on CPUs; anything else
-runs on `reference`. `triton`: Pallas, Triton lowering. `mosaic`: Pallas, Mosaic GPU lowering, for Hopper and dense
+runs on `reference`. `invariant`: C, too, which keeps a token's bits apart by itself; anything else runs on `tiled`, and
+so does everything where no C can run. `triton`: Pallas, Triton lowering. `mosaic`: Pallas, Mosaic GPU lowering, for Hopper and dense
 16-bit KV; anything else runs on `triton`."""
 
 
 def resolve(backend: str | None) -> str:
     """`backend`, or the platform's default: triton on GPUs; on CPUs native where there is a C compiler, else reference.
     ValueError for an unknown name."""
+    on_gpu = jax.default_backend() in ("gpu", "cuda")
     if backend is None:
-        if jax.default_backend() in ("gpu", "cuda"):
+        if on_gpu:
             return "triton"
         return "native" if compiler() else "reference"
+    if backend == "invariant" and (on_gpu or not compiler()):
+        return "tiled"
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}.")
     return backend

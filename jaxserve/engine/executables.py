@@ -35,12 +35,12 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class ExecutableCache:
-    """Executables under a key. A file that cannot be loaded counts as absent and is written anew."""
+    """Executables under a key: what each depends on beyond the code, the jax version and this machine. The first line of
+    a key is the program's name. A file that cannot be loaded counts as absent and is written anew."""
 
-    def __init__(self, folder: Path, identity: str):
-        """`identity`: everything the programs depend on beyond the code, the jax version and this machine."""
+    def __init__(self, folder: Path):
         self.folder = folder
-        self._identity = "\n".join([identity, _code_hash(), _platform_identity()])
+        self._identity = "\n".join([_code_hash(), _platform_identity()])
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -54,13 +54,13 @@ class ExecutableCache:
                 f"from it would run their code. Use a folder of your own (chmod 700)."
             )
 
-    def _path(self, name: str) -> Path:
-        digest = hashlib.sha256(f"{self._identity}\n{name}".encode()).hexdigest()[:40]
+    def _path(self, key: str) -> Path:
+        digest = hashlib.sha256(f"{self._identity}\n{key}".encode()).hexdigest()[:40]
         return self.folder / f"{digest}.xla"
 
-    def load(self, name: str, args: tuple, out: Any) -> Any | None:
-        """The executable called `name` for arguments like `args` with results like `out` (pytrees), or None."""
-        path = self._path(name)
+    def load(self, key: str, args: tuple, out: Any) -> Any | None:
+        """The executable under `key` for arguments like `args` with results like `out` (pytrees), or None."""
+        path = self._path(key)
         try:
             calls, _, payload = path.read_bytes().partition(b"\n")
         except OSError:
@@ -77,19 +77,20 @@ class ExecutableCache:
         os.utime(path)
         return loaded
 
-    def store(self, name: str, compiled: Any) -> None:
+    def store(self, key: str, compiled: Any) -> None:
         """Keeps an executable, where it can be kept."""
         try:
             payload, _, _ = serialize_executable.serialize(compiled)
         except (ValueError, NotImplementedError):
             return
-        path = self._path(name)
+        path = self._path(key)
         partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         try:
             partial.write_bytes(json.dumps(native.registered()).encode() + b"\n" + payload)
             partial.replace(path)
         except OSError as error:  # a full disk costs the next start time, not this one
             partial.unlink(missing_ok=True)
+            name = key.partition("\n")[0]
             log.warning("--compile-cache: %s is not kept for the next start: %s", name, error)
 
 

@@ -160,6 +160,6 @@ def attention_backend(config: EngineConfig, on_gpu: bool) -> str | None:
     if config.runtime.batch_invariant:
         if backend != "auto":
             raise ConfigError(f"--batch-invariant has attention of its own: leave out --attention-backend {backend}")
-        # Attention in tiles of one size, too: a row's bits then do not depend on how its KV came about.
-        return "tiled"
+        # A row's bits must not depend on how its KV came about, either.
+        return "invariant"
     return None if backend == "auto" else backend

@@ -84,7 +84,7 @@ def load_core(
     record = _record(config)
     host_pages = _host_pages(config.cache.swap_space, classes)
     scheduler = _scheduler(config, loaded.shape, classes, host_pages, Recorder(record) if record else None)
-    programs = ProgramSet(_cache(config, functions))
+    programs = ProgramSet(_cache(config))
     moves = functions.move_programs() if host_pages or config.cache.kv_transfer else []
     programs.declare([*functions.programs(), *moves])
     covering = [*functions.covering(), *(program.name for program in moves)]
@@ -329,27 +329,12 @@ def _params(given: tuple[str, ...]) -> dict[str, Any]:
     return params
 
 
-def _cache(config: EngineConfig, functions: StepFunctions) -> ExecutableCache | None:
+def _cache(config: EngineConfig) -> ExecutableCache | None:
     where = config.runtime.compile_cache
     if where == "none":
         return None
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(where or f"{base}/jaxserve").expanduser() / "executables"
-    identity = repr(
-        (
-            functions.model.config,
-            functions.model.dtype,
-            functions.shape,
-            functions.slot_layout,
-            functions.ctx,
-            functions.proposer,
-            functions.groups,
-            functions.kv,
-            jax.tree.structure(functions.params),
-            jax.tree.leaves(functions.params),
-        )
-    )
-    return ExecutableCache(folder, identity)
+    return ExecutableCache(Path(where or f"{base}/jaxserve").expanduser() / "executables")
 
 
 def _identity(config: EngineConfig, functions: StepFunctions, calibration: KVCalibration | None) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ class Program:
         args: pytrees of jax.ShapeDtypeStruct (with shardings) or arrays.
         donate: positions of arguments whose buffers the results take over.
         out: pytree of the results' structure; leaves are never looked at.
+        static: what `function` was made of, if it does not follow from name and args. Values whose repr says all.
     """
 
     name: str
@@ -38,6 +40,13 @@ class Program:
     args: tuple
     donate: tuple[int, ...]
     out: Any
+    static: tuple = ()
+
+    @cached_property
+    def key(self) -> str:
+        """What a compiled program is kept under: engines that differ elsewhere share it. The name is the first line."""
+        leaves, tree = jax.tree.flatten(self.args)
+        return "\n".join([self.name, *map(repr, (self.static, self.donate, tree, leaves))])
 
 
 class ProgramSet:
@@ -105,7 +114,7 @@ class ProgramSet:
             return
         program = self._declared[name]
         start = time.perf_counter()
-        executable = self._cache.load(name, program.args, program.out) if self._cache else None
+        executable = self._cache.load(program.key, program.args, program.out) if self._cache else None
         if executable is not None:
             self.loaded += 1
         else:
@@ -114,7 +123,7 @@ class ProgramSet:
                 executable = lowered.compile()
             self.compiled += 1
             if self._cache:
-                self._cache.store(name, executable)
+                self._cache.store(program.key, executable)
             _return_memory()
         self._ready[name] = executable
         log.debug("%s ready after %.2f s", name, time.perf_counter() - start)

@@ -147,6 +147,10 @@ class StepFunctions:
     def _logits(self, params: Any) -> Callable[[jax.Array], jax.Array]:
         return lambda hidden: self.model.logits(params, hidden, self.ctx)
 
+    @property
+    def _model_identity(self) -> tuple:
+        return self.model.config, self.model.dtype, self.ctx
+
     def _layer_groups(self) -> dict[int, tuple[int, int]]:
         """Layer -> (KV group, index within it)."""
         return {layer: (g, i) for g, group in enumerate(self.groups) for i, layer in enumerate(group.layers)}
@@ -184,7 +188,7 @@ class StepFunctions:
             Program("admit", _admit, (slots, _ints(1 + pack_admit_size(self.slot_layout))), (0,), slots),
             Program("extras", _extras, (slots, _ints(1 + self.slot_layout.extras)), (0,), slots),
             Program("tables", self.tables, (kv, _ints(1 + tables)), (0,), kv),
-            Program("score", self.score, (params, slots, _ints(3)), (), Logprobs(_LEAF)),
+            Program("score", self.score, (params, slots, _ints(3)), (), Logprobs(_LEAF), self._model_identity),
         ]
         for group in range(len(kv.pools)):
             programs.append(Program(copy_name(group), partial(self.copy, group), (kv, _ints(2, COPIES)), (0,), kv))
@@ -205,14 +209,16 @@ class StepFunctions:
         layout = self.forward_layout(rows, tiles)
         args = (self.params, self.kv, self.slots, _ints(layout.size))
         out = (self.kv, self.slots, _LEAF)
-        return Program(forward_name(rows, tiles), partial(self.forward, layout), args, (1, 2), out)
+        static = (*self._model_identity, self.shape.q, self.groups)
+        return Program(forward_name(rows, tiles), partial(self.forward, layout), args, (1, 2), out, static)
 
     def _head_program(self, rows: int, variant: HeadVariant) -> Program:
         full = variant is HeadVariant.FULL
         masks = (jax.ShapeDtypeStruct((rows, mask_words(self.slot_layout.vocab)), jnp.uint32),) if full else ()
         args = (self.params, self.slots, _ints(rows, 1 + self.shape.q), *masks)
         out = (self.slots, Out(_LEAF, Logprobs(_LEAF) if full else None))
-        return Program(head_name(rows, variant), partial(self.head, variant), args, (1,), out)
+        static = (*self._model_identity, self.proposer)
+        return Program(head_name(rows, variant), partial(self.head, variant), args, (1,), out, static)
 
     def covering(self) -> list[str]:
         """Names of the programs with which every request can be served. The full head stands in for the others."""

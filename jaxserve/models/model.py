@@ -93,7 +93,7 @@ class Model:
         count = tokens.shape[0]
         padding = -count % (ctx.invariant_rows or 1)
         if padding:
-            # Norms need the rows as well: XLA's row reductions on CPU change their bits below 16 rows.
+            # Norms need the rows as well: below 64, XLA's row reductions on CPUs have other bits.
             tokens, positions = jnp.pad(tokens, (0, padding)), jnp.pad(positions, (0, padding))
             attend = _attend_first(attend, count)
         kv, x = module.run_layers(module.embedding(tokens), positions, kv, attend, ctx, layers)

@@ -27,7 +27,11 @@ class WeightFormat(Protocol):
         ...
 
     def product(self, x: jax.Array, weight: QTensor, precision: jax.lax.Precision) -> jax.Array:
-        """x [T, in] times the weight -> [T, out] float32. A row depends on its own x alone."""
+        """x [T, in] times the weight -> [T, out] float32, by XLA. Its bits may depend on T."""
+        ...
+
+    def row_product(self, x: jax.Array, weight: QTensor) -> jax.Array | None:
+        """The same by a kernel that gives a row bits which depend on that row alone; None where there is none."""
         ...
 
     def axes(self, axes: tuple[str | None, ...]) -> QTensor:
@@ -63,6 +67,9 @@ class Int8:
             return jnp.dot(x, self.dequantize(weight), precision=precision)
         codes = weight.codes.astype(x.dtype)
         return jnp.dot(x, codes, precision=precision, preferred_element_type=jnp.float32) * weight.scale
+
+    def row_product(self, x: jax.Array, weight: QTensor) -> jax.Array | None:
+        return None
 
     def axes(self, axes: tuple[str | None, ...]) -> QTensor:
         return QTensor(axes, axes[-1:], self.name)  # type: ignore[arg-type]

@@ -17,8 +17,9 @@ class LinearContext:
     """How products are computed; static for a compiled program.
 
     Attributes:
-        invariant_rows: None, or the fixed number of rows of every product (batch-invariant mode). Rows are padded to a
+        invariant_rows: None, or the fixed number of rows of a product (batch-invariant mode). Rows are padded to a
             multiple of it and multiplied block by block, so the bits of a row do not depend on how many rows there are.
+            Weights whose kernel gives each row bits of its own are multiplied with all rows at once all the same.
         precision: of products whose operands are float32. HIGHEST is real float32: the default of GPUs is TF32.
     """
 
@@ -38,7 +39,11 @@ def linear(
     Sums are float32 whatever the operands are. The result has `out_dtype`, by default the dtype of x.
     """
     out_dtype = jnp.dtype(out_dtype or x.dtype)
-    y = _by_rows(lambda block: _product(block, w, ctx, out_dtype), x, ctx)
+    y = weight_format(w.format).row_product(x, w) if isinstance(w, QTensor) else None
+    if y is None:
+        y = _in_blocks(lambda block: _product(block, w, ctx, out_dtype), x, ctx)
+    else:
+        y = y.astype(out_dtype)
     return y if bias is None else y + bias.astype(out_dtype)
 
 
@@ -52,10 +57,10 @@ def linear_heads(x: jax.Array, w: jax.Array, ctx: LinearContext = LinearContext(
     def product(block: jax.Array) -> jax.Array:
         return jnp.einsum("thni,hio->thno", block, w, precision=precision, preferred_element_type=x.dtype)
 
-    return _by_rows(product, x, ctx)
+    return _in_blocks(product, x, ctx)
 
 
-def _by_rows(product: Callable[[jax.Array], jax.Array], x: jax.Array, ctx: LinearContext) -> jax.Array:
+def _in_blocks(product: Callable[[jax.Array], jax.Array], x: jax.Array, ctx: LinearContext) -> jax.Array:
     """`product` of x [T, ...], in blocks of the number of rows that the context fixes."""
     rows, count = ctx.invariant_rows, x.shape[0]
     if rows is None:

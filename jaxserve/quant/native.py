@@ -43,10 +43,11 @@ class Panels:
         return codes.swapaxes(0, 1).reshape(codes.shape[1], -1)[:, : weight.scale.shape[1]]
 
     def product(self, x: jax.Array, weight: QTensor, precision: jax.lax.Precision) -> jax.Array:
+        return jnp.dot(x, self.dequantize(weight).astype(x.dtype), precision=precision)
+
+    def row_product(self, x: jax.Array, weight: QTensor) -> jax.Array | None:
         y = panel_product(x, weight.codes) if x.dtype == jnp.float32 else None
-        if y is None:
-            return jnp.dot(x, self.dequantize(weight).astype(x.dtype), precision=precision)
-        return y[:, : weight.scale.shape[1]]
+        return None if y is None else y[:, : weight.scale.shape[1]]
 
     def axes(self, axes: tuple[str | None, ...]) -> QTensor:
         return QTensor((axes[1], axes[0], None), (None, axes[1]), self.name)
@@ -66,8 +67,10 @@ class Table:
         return _widen(weight.codes).T
 
     def product(self, x: jax.Array, weight: QTensor, precision: jax.lax.Precision) -> jax.Array:
-        y = table_product(x, weight.codes) if x.dtype == jnp.float32 else None
-        return jnp.dot(x, self.dequantize(weight).astype(x.dtype), precision=precision) if y is None else y
+        return jnp.dot(x, self.dequantize(weight).astype(x.dtype), precision=precision)
+
+    def row_product(self, x: jax.Array, weight: QTensor) -> jax.Array | None:
+        return table_product(x, weight.codes) if x.dtype == jnp.float32 else None
 
     def axes(self, axes: tuple[str | None, ...]) -> QTensor:
         return QTensor(axes[::-1], (None,), self.name)

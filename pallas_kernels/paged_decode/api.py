@@ -27,6 +27,7 @@ _OPS: dict[str, Callable[..., Attended]] = {
     "reference": reference.paged_decode,
     "tiled": reference.tiled,
     "native": native_or(reference.paged_decode),
+    "invariant": native_or(reference.tiled),
     "triton": triton.paged_decode,
     "mosaic": _mosaic,
 }

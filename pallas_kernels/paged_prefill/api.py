@@ -27,6 +27,7 @@ _OPS: dict[str, Callable[..., Attended]] = {
     "reference": reference.paged_prefill,
     "tiled": reference.paged_prefill,
     "native": native_or(reference.paged_prefill),
+    "invariant": native_or(reference.paged_prefill),
     "triton": triton.paged_prefill,
     "mosaic": _mosaic,
 }

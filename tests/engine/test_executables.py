@@ -30,12 +30,12 @@ def test_only_compilations_within_a_step_are_counted() -> None:
 
 def test_an_executable_survives_the_way_to_disk_and_back(tmp_path: Path) -> None:
     x = jnp.arange(4.0)
-    cache = ExecutableCache(tmp_path / "cache", "identity")
+    cache = ExecutableCache(tmp_path / "cache")
     assert cache.load("double", (x,), 0) is None
     cache.store("double", compiled(2.0))
     loaded = cache.load("double", (x,), 0)
     assert loaded is not None and loaded(x).tolist() == [0.0, 2.0, 4.0, 6.0]
-    assert ExecutableCache(tmp_path / "cache", "another identity").load("double", (x,), 0) is None
+    assert cache.load("double\nof something else", (x,), 0) is None
 
 
 STORE = """
@@ -45,7 +45,7 @@ from jaxserve.engine.executables import ExecutableCache
 from jaxserve.quant import linear, quantize
 x, w = jnp.ones((2, 8)), quantize("panels", jnp.ones((8, 32)))
 program = jax.jit(linear).lower(x, w).compile()
-ExecutableCache(Path(sys.argv[1]), "identity").store("linear", program)
+ExecutableCache(Path(sys.argv[1])).store("linear", program)
 """
 
 
@@ -55,7 +55,7 @@ def test_a_program_with_a_kernel_of_ours_loads_where_nothing_was_traced(tmp_path
     load = (
         STORE.rpartition("program =")[0]
         + """
-loaded = ExecutableCache(Path(sys.argv[1]), "identity").load("linear", (x, w), 0)
+loaded = ExecutableCache(Path(sys.argv[1])).load("linear", (x, w), 0)
 assert loaded is not None and (loaded(x, w) == 8).all()
 """
     )
@@ -64,7 +64,7 @@ assert loaded is not None and (loaded(x, w) == 8).all()
 
 
 def test_a_damaged_file_counts_as_absent(tmp_path: Path) -> None:
-    cache = ExecutableCache(tmp_path / "cache", "identity")
+    cache = ExecutableCache(tmp_path / "cache")
     cache.store("double", compiled(2.0))
     [path] = cache.folder.glob("*.xla")
     path.write_bytes(path.read_bytes()[:100])
@@ -76,17 +76,17 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     with pytest.raises(PermissionError, match="--compile-cache"):
-        ExecutableCache(folder, "identity")
+        ExecutableCache(folder)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--compile-cache .*file/cache: Not a directory; name a folder"):
-        ExecutableCache(tmp_path / "file" / "cache", "identity")
+        ExecutableCache(tmp_path / "file" / "cache")
 
 
 def test_what_cannot_be_kept_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache = ExecutableCache(tmp_path / "cache", "identity")
+    cache = ExecutableCache(tmp_path / "cache")
     cache.folder.rmdir()
     cache.store("double", compiled(2.0))
     assert "double is not kept for the next start" in caplog.text

@@ -130,11 +130,12 @@ def test_equals_dense_attention(dtype: str, window: int | None, tolerance: float
         np.testing.assert_allclose(o, dense(slot, window)[position], atol=tolerance)
 
 
+@pytest.mark.parametrize("backend", ["invariant", "tiled"])
 @pytest.mark.parametrize("dtype", ["f32", "int8", "fp8_e4m3"])
-def test_batch_invariant_bits(dtype: str) -> None:
-    """Backend `tiled`: chunks, decode rows and crowds change no bit."""
-    got = generate(new_state(dtype, backend="tiled"))
-    kv, whole = new_state(dtype, backend="tiled"), {}
+def test_batch_invariant_bits(dtype: str, backend: str) -> None:
+    """Chunks, decode rows and crowds change no bit."""
+    got = generate(new_state(dtype, backend=backend))
+    kv, whole = new_state(dtype, backend=backend), {}
     for start in range(0, 256, 128):
         kv, new = run(kv, (), (Work(3, start, 64), Work(3, start + 64, 64)), 1)
         whole |= new
