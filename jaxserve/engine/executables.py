@@ -35,8 +35,8 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class ExecutableCache:
-    """Executables under a key: what each depends on beyond the code, the jax version and this machine. The first line of
-    a key is the program's name. A file that cannot be loaded counts as absent and is written anew."""
+    """Executables under a key: what each depends on beyond the code, the jax version and this machine. The first line
+    of a key is the program's name. A file that cannot be loaded counts as absent and is written anew."""
 
     def __init__(self, folder: Path):
         self.folder = folder
