@@ -1,15 +1,15 @@
-"""Paged attention of any few or many queries over dense pages on a CPU: the face of attention.c."""
+"""Paged attention of any few or many queries on a CPU: the face of attention.c and of the pages that it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.layouts import Dense, HostDense, Layout
+from pallas_kernels.layouts import Dense, HostDense, KernelLayout, Layout
 from pallas_kernels.merge import Attended
 from pallas_kernels.native import build
 
@@ -18,16 +18,26 @@ _KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint16": "BF1
 _MAX_PAGE_TOKENS, _MAX_DIM, _LANES = 128, 256, 16
 
 
+def _floats(layout: Any, pool: Any) -> dict[str, Any] | None:
+    kind = _KINDS.get(layout.arrays(pool)[0].dtype.name)
+    return {"PAGES": "dense", "KIND": kind} if kind else None
+
+
+_PAGES: Mapping[type, Callable[[Any, Any], dict[str, Any] | None]] = {Dense: _floats, HostDense: _floats}
+"""For each layout that the kernel reads, what its header is compiled with. By type, not by kind of: a subclass may read
+the same pool in another way."""
+
+
 def attention_target(pool: Any, layout: Layout) -> str | None:
     """The custom call for pages of `layout`, or None where there is none: another layout, odd sizes, no compiler."""
-    if type(layout) not in (Dense, HostDense):  # not what reads the same pool in another way
+    kind = _PAGES.get(type(layout))
+    defines = kind(layout, pool) if kind else None
+    _, _, page_tokens, head_dim, value_dim = layout.page_shape(pool)
+    fits = all(size % _LANES == 0 for size in (page_tokens, head_dim, value_dim))
+    if defines is None or not fits or page_tokens > _MAX_PAGE_TOKENS or max(head_dim, value_dim) > _MAX_DIM:
         return None
-    _, _, page_tokens, head_dim, _ = layout.page_shape(pool)
-    kind = _KINDS.get(pool.dtype.name)
-    fits = all(size % _LANES == 0 for size in (page_tokens, head_dim))
-    if kind is None or not fits or page_tokens > _MAX_PAGE_TOKENS or head_dim > _MAX_DIM:
-        return None
-    return build.target("paged_attention", "attention.c", {"KIND": kind, "DIM": head_dim})
+    sizes = {"HEAD_DIM": head_dim, "VALUE_DIM": value_dim}
+    return build.target("paged_attention", "attention.c", defines | sizes)
 
 
 def native_or(reference: Callable[..., Attended]) -> Callable[..., Attended]:
@@ -49,7 +59,7 @@ def _call(
     target: str,
     q: jax.Array,
     positions: jax.Array,
-    pool: jax.Array,
+    pool: Any,
     layer: int | jax.Array,
     tables: jax.Array,
     *,
@@ -58,17 +68,18 @@ def _call(
     scale: float,
     window: int | None,
     softcap: float | None,
-    layout: Layout,
+    layout: KernelLayout,
 ) -> Attended:
-    rows, q_tokens, heads, head_dim = q.shape
+    rows, q_tokens, heads, _ = q.shape
     flat = jax.ShapeDtypeStruct((rows, q_tokens, heads), jnp.float32)
-    call = jax.ffi.ffi_call(target, (jax.ShapeDtypeStruct((*flat.shape, head_dim), jnp.float32), flat, flat))
+    value_dim = layout.page_shape(pool).value_dim
+    call = jax.ffi.ffi_call(target, (jax.ShapeDtypeStruct((*flat.shape, value_dim), jnp.float32), flat, flat))
     nowhere = jnp.zeros((rows, 0), jnp.int32)
     operands = (positions, counts, tables, nowhere if places is None else places, jnp.asarray(layer))
     o, m, l = call(  # noqa: E741
         q.astype(jnp.float32),
         *(x.astype(jnp.int32) for x in operands),
-        pool,
+        *layout.arrays(pool),
         scale=np.float64(scale),
         softcap=np.float64(softcap or 0),
         window=np.int64(window or 0),
