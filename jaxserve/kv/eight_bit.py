@@ -7,8 +7,11 @@ from typing import Any, ClassVar
 
 from jaxserve.kv.format import formats
 from jaxserve.kv.token_format import TokenFormat
-from pallas_kernels.backends import runs_kernels
-from pallas_kernels.layouts import Code, EightBitColumns, EightBitRows, Fp8, Int8, TokenLayout
+from pallas_kernels.backends import resolve
+from pallas_kernels.layouts import Code, EightBitColumns, EightBitRows, Fp8, HostEightBitRows, Int8, TokenLayout
+
+_LAYOUTS: dict[str, type[Any]] = {"native": HostEightBitRows, "triton": EightBitRows, "mosaic": EightBitRows}
+"""By the backend that reads them; others want columns."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class EightBitFormat(TokenFormat):
 
     @property
     def layout(self) -> TokenLayout:
-        kind = EightBitRows if runs_kernels(self.backend) else EightBitColumns
-        return kind(self.code, self.calibrated)
+        layout: TokenLayout = _LAYOUTS.get(resolve(self.backend), EightBitColumns)(self.code, self.calibrated)
+        return layout
 
     def finite(self, page: Any) -> bool:
         codes = {name: leaf.view(self.code.dtype) for name, leaf in page.items() if name != "sides"}

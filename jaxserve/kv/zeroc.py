@@ -7,15 +7,19 @@ format is to hold only these, in 16 bits (`zeroc`) or in the codes of another se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
 from jaxserve.kv.format import formats
 from jaxserve.kv.sealed import SealedFormat
-from pallas_kernels.backends import runs_kernels
-from pallas_kernels.layouts import FloatColumns, FloatRows, SealedLayout
+from pallas_kernels.backends import resolve
+from pallas_kernels.layouts import FloatColumns, FloatRows, HostFloatRows, SealedLayout
 
 NAME = "zeroc"
+
+_LAYOUTS: dict[str, type[Any]] = {"native": HostFloatRows, "triton": FloatRows, "mosaic": FloatRows}
+"""By the backend that reads them; others want columns."""
 
 
 @formats.register(NAME)
@@ -25,8 +29,8 @@ class ZeroC(SealedFormat):
 
     @property
     def layout(self) -> SealedLayout:
-        dtype = jnp.dtype(self.dtype)
-        return FloatRows(dtype) if runs_kernels(self.backend) else FloatColumns(dtype)
+        layout: SealedLayout = _LAYOUTS.get(resolve(self.backend), FloatColumns)(jnp.dtype(self.dtype))
+        return layout
 
 
 def held_by(name: str) -> str | None:

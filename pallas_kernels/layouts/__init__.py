@@ -7,6 +7,7 @@ from pallas_kernels.layouts.eight_bit import EightBitColumns, EightBitRows
 from pallas_kernels.layouts.floats import float_layout
 from pallas_kernels.layouts.hack import HackFolded, HackPartitioned, hack
 from pallas_kernels.layouts.host_dense import HostDense
+from pallas_kernels.layouts.host_eight_bit import HostEightBitRows
 from pallas_kernels.layouts.kivi import Kivi
 from pallas_kernels.layouts.layout import (
     FloatLayout,
@@ -17,7 +18,7 @@ from pallas_kernels.layouts.layout import (
     SealedLayout,
     TokenLayout,
 )
-from pallas_kernels.layouts.sealed_floats import FloatColumns, FloatRows
+from pallas_kernels.layouts.sealed_floats import FloatColumns, FloatRows, HostFloatRows
 
 __all__ = [
     "Code",
@@ -32,6 +33,8 @@ __all__ = [
     "HackFolded",
     "HackPartitioned",
     "HostDense",
+    "HostEightBitRows",
+    "HostFloatRows",
     "Int8",
     "KernelLayout",
     "KernelPages",

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.compat import dot
 from pallas_kernels.layouts.columns import ColumnFloats, ColumnProducts
 from pallas_kernels.layouts.layout import KernelPages, PageShape
+from pallas_kernels.layouts.packing import from_bits, to_bits
 
 STEP = 16
 """Channels come in multiples of the smallest dimension of a product on tensor cores."""
@@ -86,6 +87,31 @@ class _Pages:
         width = _power(dim)
         starts = range(0, dim, width)
         return [ref[page, self.layer, self.head, :, pl.ds(start, width)] for start in starts]
+
+
+@dataclass(frozen=True)
+class HostFloatRows(FloatRows):
+    """For the kernels of CPUs: `FloatRows`, with bfloat16 held as uint16, see `host_dense` for why."""
+
+    def shapes(
+        self, kv_heads: int, page_tokens: int, head_dim: int, value_dim: int | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        stored = jnp.dtype(jnp.uint16 if self._as_bits else self.dtype)
+        shapes = super().shapes(kv_heads, page_tokens, head_dim, value_dim)
+        return {name: jax.ShapeDtypeStruct(one.shape, stored) for name, one in shapes.items()}
+
+    def encode(self, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
+        page = super().encode(k, v)
+        return {name: to_bits(x) for name, x in page.items()} if self._as_bits else page
+
+    def fetch(self, pool: dict[str, jax.Array], layer: int | jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        k, v = (pool[name].at[ids, layer].get(mode="promise_in_bounds") for name in ("k", "v"))
+        k, v = (from_bits(x) if self._as_bits else x.astype(jnp.float32) for x in (k, v))
+        return k.swapaxes(2, 3), v
+
+    @property
+    def _as_bits(self) -> bool:
+        return bool(self.dtype == jnp.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ static inline __attribute__((always_inline)) void attend(
       const float keep = exponential(all(m[i] - top))[0];
       l[i] = l[i] * keep + total(sums);
       m[i] = top;
-      for (int v = 0; v < V_VECTORS; v++) o[i][v] *= keep;
+      for (int v = 0; v < V_VECTORS; v++) o[i][v] = held(o[i][v] * keep);
     }
     Page next = page;
     if (entry + 1 < a->entries) {

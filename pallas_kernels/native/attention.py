@@ -9,7 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.layouts import Dense, HostDense, KernelLayout, Layout
+from pallas_kernels.layouts import (
+    Dense,
+    EightBitRows,
+    FloatRows,
+    HackFolded,
+    HackPartitioned,
+    HostDense,
+    HostEightBitRows,
+    HostFloatRows,
+    KernelLayout,
+    Kivi,
+    Layout,
+)
 from pallas_kernels.merge import Attended
 from pallas_kernels.native import build
 
@@ -23,7 +35,26 @@ def _floats(layout: Any, pool: Any) -> dict[str, Any] | None:
     return {"PAGES": "dense", "KIND": kind} if kind else None
 
 
-_PAGES: Mapping[type, Callable[[Any, Any], dict[str, Any] | None]] = {Dense: _floats, HostDense: _floats}
+def _eight_bit(layout: EightBitRows, pool: Any) -> dict[str, Any]:
+    return {"PAGES": "eight_bit", "CODE": type(layout.code).__name__.upper()}
+
+
+def _packed(layout: Kivi | HackFolded | HackPartitioned, pool: Any) -> dict[str, Any]:
+    page_tokens = layout.page_shape(pool).page_tokens
+    return {"BITS": layout.bits, "GROUP": layout.group, "PAGE_TOKENS": page_tokens}
+
+
+_PAGES: Mapping[type, Callable[[Any, Any], dict[str, Any] | None]] = {
+    Dense: _floats,
+    HostDense: _floats,
+    FloatRows: _floats,
+    HostFloatRows: _floats,
+    EightBitRows: _eight_bit,
+    HostEightBitRows: _eight_bit,
+    Kivi: lambda layout, pool: {"PAGES": "kivi"} | _packed(layout, pool),
+    HackFolded: lambda layout, pool: {"PAGES": "hack", "FORM": "FOLDED"} | _packed(layout, pool),
+    HackPartitioned: lambda layout, pool: {"PAGES": "hack", "FORM": "PARTITIONED"} | _packed(layout, pool),
+}
 """For each layout that the kernel reads, what its header is compiled with. By type, not by kind of: a subclass may read
 the same pool in another way."""
 

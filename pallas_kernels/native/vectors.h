@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -18,10 +19,14 @@
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+typedef int16_t shvec __attribute__((vector_size(2 * LANES)));
+typedef int8_t bvec __attribute__((vector_size(LANES)));
 
 typedef enum { F16, BF16, F32 } Kind;
 
 #define NO_KEY -1e30f
+
+static inline vec all(float x) { return (vec){} + x; }
 
 static inline vec load_f32(const float *p) {
   vec x;
@@ -29,34 +34,44 @@ static inline vec load_f32(const float *p) {
   return x;
 }
 
-// The same, in a register: a compiler may prefer to read memory again for each use.
+// The same, in a register: a compiler may prefer to read memory again for each use. What it is a part of stays as it is
+// written: a compiler that may order sums has nothing to order across it.
 static inline vec held(vec x) {
 #if defined(__x86_64__)
   __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
 #endif
   return x;
 }
 
+// a * b + c, rounded as it is in every place: a compiler that is left to fuse does so in one and not in the next.
+static inline vec fused(vec a, vec b, vec c) {
+#if LANES == 16
+  return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8 && defined(__FMA__)
+  return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return held(held(a * b) + c);
+#endif
+}
+
 static inline void store_f32(float *p, vec x) { memcpy(p, &x, sizeof x); }
 
-// LANES floats of a kind from number `i` on.
-static inline __attribute__((always_inline)) vec load(const void *p, int64_t i, const Kind kind) {
-  if (kind == F32) return load_f32((const float *)p + i);
-  const uint16_t *h = (const uint16_t *)p + i;
+// Floats of 16 bits as float32.
+static inline __attribute__((always_inline)) vec widened(hvec h, const Kind kind) {
 #if LANES == 16
-  __m256i bits = _mm256_loadu_si256((const __m256i *)h);
-  if (kind == F16) return (vec)_mm512_cvtph_ps(bits);
-  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+  if (kind == F16) return (vec)_mm512_cvtph_ps((__m256i)h);
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
 #elif LANES == 8
-  __m128i bits = _mm_loadu_si128((const __m128i *)h);
-  if (kind == F16) return (vec)_mm256_cvtph_ps(bits);
-  return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+  if (kind == F16) return (vec)_mm256_cvtph_ps((__m128i)h);
+  return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)h), 16);
 #else
   vec x;
   for (int lane = 0; lane < LANES; lane++) {
     if (kind == F16) {
       _Float16 half;
-      memcpy(&half, h + lane, sizeof half);
+      memcpy(&half, (uint16_t *)&h + lane, sizeof half);
       x[lane] = (float)half;
     } else {
       uint32_t bits = (uint32_t)h[lane] << 16;
@@ -65,6 +80,48 @@ static inline __attribute__((always_inline)) vec load(const void *p, int64_t i, 
   }
   return x;
 #endif
+}
+
+// LANES floats of a kind from number `i` on.
+static inline __attribute__((always_inline)) vec load(const void *p, int64_t i, const Kind kind) {
+  if (kind == F32) return load_f32((const float *)p + i);
+  hvec h;
+  memcpy(&h, (const uint16_t *)p + i, sizeof h);
+  return widened(h, kind);
+}
+
+// LANES bytes as integers of 32 bits.
+static inline __attribute__((always_inline)) ivec load_bytes(const void *p, const bool with_sign) {
+#if LANES == 16
+  __m128i bytes = _mm_loadu_si128(p);
+  return (ivec)(with_sign ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
+#elif LANES == 8
+  __m128i bytes = _mm_loadu_si64(p);
+  return (ivec)(with_sign ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes));
+#else
+  ivec x;
+  for (int lane = 0; lane < LANES; lane++) x[lane] = with_sign ? ((const int8_t *)p)[lane] : ((const uint8_t *)p)[lane];
+  return x;
+#endif
+}
+
+// The lowest byte of each lane.
+static inline void store_bytes(void *p, ivec x) {
+#if LANES == 16
+  _mm_storeu_si128(p, _mm512_cvtepi32_epi8((__m512i)x));
+#else
+  for (int lane = 0; lane < LANES; lane++) ((int8_t *)p)[lane] = x[lane];
+#endif
+}
+
+// LANES integers of one byte or two from number `i` on.
+static inline __attribute__((always_inline)) vec load_int(const void *p, int64_t i, const int bytes) {
+  if (bytes == 1) return __builtin_convertvector(load_bytes((const char *)p + i, true), vec);
+  int16_t shorts[LANES];
+  memcpy(shorts, (const char *)p + 2 * i, sizeof shorts);
+  vec x;
+  for (int lane = 0; lane < LANES; lane++) x[lane] = shorts[lane];
+  return x;
 }
 
 // 2 * LANES floats of a kind from number `i` on, in the order that is quickest to make: bfloat16 lie in pairs of 32 bits, so
@@ -112,7 +169,40 @@ static inline __attribute__((always_inline)) vec totals(const vec *x) {
   return sums[0];
 }
 
-static inline vec all(float x) { return (vec){} + x; }
+// The sums of `width` neighbouring lanes of x[0..count), in order.
+static inline __attribute__((always_inline)) void total_lanes(const ivec *x, const int count, const int width, int32_t *out) {
+  ivec sums[LANES];
+  for (int i = 0; i < count; i++) sums[i] = x[i];
+#pragma GCC unroll 4
+  for (int apart = 1; apart < width; apart *= 2) {
+    ivec even, odd;
+    for (int lane = 0; lane < LANES; lane++) {
+      even[lane] = lane & apart ? lane - apart + LANES : lane;
+      odd[lane] = lane & apart ? lane + LANES : lane + apart;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < count / apart / 2; i++) {
+      sums[i] = __builtin_shuffle(sums[2 * i], sums[2 * i + 1], even) + __builtin_shuffle(sums[2 * i], sums[2 * i + 1], odd);
+    }
+  }
+  ivec order;
+  for (int lane = 0; lane < LANES; lane++) order[lane] = lane % (LANES / width) * width + lane / (LANES / width);
+#pragma GCC unroll 16
+  for (int i = 0; i < count / width; i++) {
+    sums[i] = __builtin_shuffle(sums[i], order);
+    memcpy(out + i * LANES, &sums[i], sizeof *sums);
+  }
+}
+
+// Adds to each lane of `sum` four products, of its bytes of `codes`, from 0 to 255, and of `x`, from -128 to 127.
+static inline __attribute__((always_inline)) ivec add_products(ivec sum, ivec codes, ivec x) {
+#if LANES == 16 && defined(__AVX512VNNI__)
+  return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
+#else
+  for (int up = 0; up < 32; up += 8) sum += (codes >> up & 0xff) * (x << (24 - up) >> 24);
+  return sum;
+#endif
+}
 
 static inline ivec lanes(void) {
   ivec x;
@@ -128,6 +218,16 @@ static inline float total(vec x) {
   return _mm512_reduce_add_ps((__m512)x);
 #else
   float sum = 0;
+  for (int lane = 0; lane < LANES; lane++) sum += x[lane];
+  return sum;
+#endif
+}
+
+static inline int32_t total_int(ivec x) {
+#if LANES == 16
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
+  int32_t sum = 0;
   for (int lane = 0; lane < LANES; lane++) sum += x[lane];
   return sum;
 #endif

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, Int8
+from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, HostEightBitRows, Int8
 
 PAGE = 64
 LAYOUTS: dict[str, Any] = {
@@ -17,8 +17,10 @@ LAYOUTS: dict[str, Any] = {
     "dense columns": Columns(),
     "int8": EightBitRows(Int8()),
     "int8 columns": EightBitColumns(Int8()),
+    "int8 host": HostEightBitRows(Int8()),
     "fp8": EightBitRows(Fp8()),
     "fp8 columns": EightBitColumns(Fp8()),
+    "fp8 host": HostEightBitRows(Fp8()),
 }
 
 

@@ -17,6 +17,7 @@ from pallas_kernels.layouts import (
     FloatLayout,
     Fp8,
     HostDense,
+    HostEightBitRows,
     Int8,
     TokenLayout,
 )
@@ -73,14 +74,18 @@ def test_pages_come_back_bit_for_bit(layout: FloatLayout) -> None:
 
 @pytest.mark.parametrize("code", [Int8(), Fp8()])
 def test_rows_and_columns_hold_the_same_codes(code: Int8 | Fp8) -> None:
-    """The layout of kernels and that of CPUs, after the same writes, calibrated scales of layer 1 included."""
+    """The layouts of kernels and of the reference, after the same writes, calibrated scales of layer 1 included."""
     rng = np.random.default_rng(0)
     whole = rng.standard_normal((2, 3, HEADS, TOKENS, DIM)).astype(np.float32)
     single = rng.standard_normal((2, 2, HEADS, DIM)).astype(np.float32)
     inside = rng.random((3, TOKENS)) < 0.7
     for calibrated in ((), ((1.0, 1.0), (0.25, 0.5))):
         pages = []
-        for layout in (EightBitRows(code, calibrated), EightBitColumns(code, calibrated)):
+        for layout in (
+            EightBitRows(code, calibrated),
+            HostEightBitRows(code, calibrated),
+            EightBitColumns(code, calibrated),
+        ):
             pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
             assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM, DIM)
             assert all(pool[name].shape[axis] == HEADS for name, axis in layout.heads_axis().items())
@@ -90,8 +95,8 @@ def test_rows_and_columns_hold_the_same_codes(code: Int8 | Fp8) -> None:
             )
             assert not any(np.any(x) for x in layout.fetch(pool, 0, jnp.arange(PAGES)))
             pages.append(layout.fetch(pool, 1, jnp.arange(PAGES)))
-        for rows, columns in zip(*pages, strict=True):
-            assert np.array_equal(rows, columns)
+        for rows, host, columns in zip(*pages, strict=True):
+            assert np.array_equal(rows, host) and np.array_equal(rows, columns)
         if calibrated:
             written = np.asarray(rows)[1, :, :2, 5]
             assert np.all(written == np.array([0.25, 0.5]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +14,29 @@ import numpy as np
 import pytest
 
 from pallas_kernels.backends import resolve
-from pallas_kernels.layouts import Columns, Dense, HostDense, float_layout
+from pallas_kernels.layouts import Columns, Dense, HostDense, Kivi, float_layout
 from pallas_kernels.merge import Attended, normalize
 from pallas_kernels.native import build
 from pallas_kernels.native.attention import attention_target
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
-from tests.kernels.cases import PAGE, Case, Inputs, expected, inputs
+from tests.kernels.cases import LAYOUTS, PAGE, Case, Inputs, expected, inputs
+from tests.kernels.packed_cases import LAYOUTS as PACKED
+from tests.kernels.packed_cases import packed_inputs, seal
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler on this machine")
 
 
-def attend(case: Case, x: Inputs, backend: str | None = None) -> Attended:
-    op = paged_decode if case.q_tokens == 1 else paged_prefill
+TOKENS = ["dense", "int8", "int8 host", "fp8", "fp8 host"]
+"""Layouts of `cases` that the kernel reads."""
 
-    def call(q: jax.Array, positions: jax.Array, counts: jax.Array, pool: jax.Array, tables: jax.Array) -> Attended:
-        options = {"scale": case.scale, "counts": counts, "window": case.window, "backend": backend}
+
+def attend(case: Case, x: Inputs, backend: str | None = None, layout: Any = None) -> Attended:
+    op = paged_decode if case.q_tokens == 1 else paged_prefill
+    layout = layout or LAYOUTS[case.layout]
+
+    def call(q: jax.Array, positions: jax.Array, counts: jax.Array, pool: Any, tables: jax.Array) -> Attended:
+        options = {"scale": case.scale, "counts": counts, "window": case.window, "backend": backend, "layout": layout}
         return op(q, positions, pool, 1, tables, **options)
 
     return jax.jit(call)(x.q, x.positions, x.counts, x.pool, x.tables)
@@ -40,31 +49,69 @@ def test_it_is_what_cpus_run() -> None:
         layout = float_layout(dtype, None)
         assert isinstance(layout, HostDense)
         assert attention_target(layout.pool(4, 1, 2, 64, 64), layout)
+    for name in TOKENS:
+        assert attention_target(LAYOUTS[name].pool(4, 1, 2, 64, 64), LAYOUTS[name])
     assert attention_target(Dense().pool(4, 1, 2, 64, 24), Dense()) is None
     assert attention_target(Columns().pool(4, 1, 2, 64, 64), Columns()) is None
 
 
-@needs_compiler
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 64), (9, 3, 32), (8, 1, 128)])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_bits_of_a_query_are_its_own(heads: int, kv_heads: int, head_dim: int, dtype: str) -> None:
-    """By decode in crowds of any size and by prefill, with threads taking rows as they come."""
-    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "dtype": dtype}
-    case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, window=150, **shape)
-    x = inputs(case)
-    whole = attend(case, x)
+def same_alone(case: Case, x: Inputs, layout: Any = None) -> None:
+    """Fails unless queries of the tile that `case` is have the same bits by decode, in crowds of any size, with threads
+    taking rows as they come."""
+    whole = attend(case, x, layout=layout)
+    start = case.positions[0]
     for first, rows in ((0, 1), (5, 3), (0, 64)):
         single = Inputs(
             x.q[0, first : first + rows, None],
-            192 + first + jnp.arange(rows, dtype=jnp.int32),
+            start + first + jnp.arange(rows, dtype=jnp.int32),
             jnp.ones(rows, jnp.int32),
             x.pool,
             jnp.broadcast_to(x.tables, (rows, x.tables.shape[1])),
         )
-        for _ in range(5):
-            got = attend(Case(positions=(), counts=(), window=150, **shape), single)
+        for _ in range(3):
+            got = attend(replace(case, q_tokens=1, positions=(), counts=()), single, layout=layout)
             for a, b in zip(got, whole, strict=True):
                 np.testing.assert_array_equal(a, b[0, first : first + rows, None])
+
+
+@needs_compiler
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 64), (9, 3, 32), (8, 1, 128)])
+@pytest.mark.parametrize(("layout", "dtype"), [("dense", "float16"), *((name, "float32") for name in TOKENS)])
+def test_the_bits_of_a_query_are_its_own(heads: int, kv_heads: int, head_dim: int, layout: str, dtype: str) -> None:
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "layout": layout, "dtype": dtype}
+    case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, window=150, **shape)
+    same_alone(case, inputs(case))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "heads", "kv_heads", "head_dim"),
+    [*((name, 4, 2, 64) for name in PACKED), ("kivi2", 8, 1, 128), ("hack8", 9, 3, 128), ("hack8, form P", 9, 3, 128)],
+)
+def test_the_bits_of_a_query_are_its_own_on_packed_pages(name: str, heads: int, kv_heads: int, head_dim: int) -> None:
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, window=150, **shape)
+    x, _ = packed_inputs(case, PACKED[name])
+    assert attention_target(x.pool, PACKED[name])
+    same_alone(case, x, PACKED[name])
+
+
+@needs_compiler
+@pytest.mark.parametrize("page_tokens", [32, 128])
+@pytest.mark.parametrize("name", ["kivi4", "hack2", "hack8", "hack4, form P"])
+def test_pages_of_other_lengths(name: str, page_tokens: int) -> None:
+    layout, draw = PACKED[name], np.random.default_rng(0)
+    k, v = (jnp.asarray(draw.standard_normal((5, 1, 2, page_tokens, 64)), jnp.bfloat16) for _ in "kv")
+    pool = seal(layout, k, v)
+    q = jnp.asarray(draw.standard_normal((3, 1, 4, 64)), jnp.float32)
+    positions = jnp.asarray([page_tokens + 7, page_tokens - 1, -1], jnp.int32)
+    tables = jnp.asarray([[3, 0], [1, 99], [2, 4]], jnp.int32)
+    got, reference = (
+        normalize(paged_decode(q, positions, pool, 0, tables, scale=0.125, layout=layout, backend=backend))
+        for backend in ("native", "reference")
+    )
+    homomorphic = not isinstance(layout, Kivi)
+    np.testing.assert_allclose(got, reference, atol=2e-3 if homomorphic else 2e-6)
 
 
 @pytest.fixture

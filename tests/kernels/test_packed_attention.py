@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.merge import Attended, merge, normalize
+from pallas_kernels.native.attention import native_or
 from pallas_kernels.paged_decode import reference as decode_reference
 from pallas_kernels.paged_decode import triton as decode_triton
 from pallas_kernels.paged_prefill import reference as prefill_reference
@@ -37,6 +38,8 @@ TRITON: dict[str, Callable[..., Attended]] = {
     "decode": functools.partial(decode_triton.paged_decode, splits=2, interpret=True),
     "prefill": functools.partial(prefill_triton.paged_prefill, interpret=True),
 }
+NATIVE = {op: native_or(reference) for op, reference in REFERENCE.items()}
+BACKENDS = {"reference": REFERENCE, "native": NATIVE, "triton": TRITON}
 FEW_NAMES = ["kivi4", "hack2", "hack8, form P"]
 FEW = pytest.mark.parametrize("name", FEW_NAMES)
 EACH_CASES = ["decode"]
@@ -72,7 +75,7 @@ def error(got: jax.Array, exact: np.ndarray) -> float:
     ("name", "label"),
     [(name, label) for name in LAYOUTS for label in CASES if name in FEW_NAMES or label in EACH_CASES],
 )
-def test_close_to_float64_and_kernel_to_reference(name: str, label: str) -> None:
+def test_close_to_float64_and_kernels_to_reference(name: str, label: str) -> None:
     layout, case = LAYOUTS[name], CASES[label]
     sealed, plain = packed_inputs(case, layout)
     op = label.split(",")[0]
@@ -82,16 +85,19 @@ def test_close_to_float64_and_kernel_to_reference(name: str, label: str) -> None
     homomorphic = "Hack" in type(layout).__name__
     # Dequantized: float32. Homomorphic: q and p in 8 bits.
     assert error(reference, exact) < (0.05 if homomorphic else 2e-6)
+    native = normalize(run(NATIVE[op], layout, case, sealed))
+    assert error(native, exact) < (0.05 if homomorphic else 2e-6)
+    assert error(native, np.asarray(reference, np.float64)) < (2e-3 if homomorphic else 2e-6)
     # The kernel of KIVI rounds its operands to bfloat16. That of HACK computes what the reference does, unless a p lies
     # on the border between two 8-bit codes.
     assert error(kernel, np.asarray(reference, np.float64)) < (2e-3 if homomorphic else 1.5e-2)
 
 
 @FEW
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_page_ids_do_not_matter(name: str, backend: str) -> None:
     layout, case = LAYOUTS[name], CASES["decode"]
-    op = {"reference": REFERENCE, "triton": TRITON}[backend]["decode"]
+    op = BACKENDS[backend]["decode"]
     x, _ = packed_inputs(case, layout)
     pages = layout.page_shape(x.pool)[0]
     order = jnp.asarray(np.random.default_rng(1).permutation(pages), jnp.int32)
@@ -103,12 +109,12 @@ def test_page_ids_do_not_matter(name: str, backend: str) -> None:
 
 
 @FEW
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_lists_of_pages_merge(name: str, backend: str) -> None:
     """Two lists that share the pages of a sequence between them, each in an order of its own."""
     layout = LAYOUTS[name]
     case = Case(positions=(320, 130, -1), counts=(64, 60, 0), q_tokens=PAGE, window=170)
-    op = {"reference": REFERENCE, "triton": TRITON}[backend]["prefill"]
+    op = BACKENDS[backend]["prefill"]
     x, plain = packed_inputs(case, layout)
     parts = []
     for chosen in ([5, 0, 3], [1, 4, 2]):

@@ -68,19 +68,34 @@ BACKENDS: dict[str, dict[str, Callable[..., Attended]]] = {
         "triton": lambda *a, **kw: prefill_triton.paged_prefill(*a, interpret=True, **kw),
     },
 }
-ALL = [
-    pytest.param(backend, case, id=f"{op}-{name}-{label}")
-    for op, cases in (("decode", DECODE), ("prefill", PREFILL))
-    for name, backend in BACKENDS[op].items()
-    for label, case in cases.items()
-] + [
-    pytest.param(
-        BACKENDS[op]["reference"], replace(case, layout=f"{case.layout} columns"), id=f"{op}-reference-{label}, columns"
-    )
-    for op, cases in (("decode", DECODE), ("prefill", PREFILL))
-    for label, case in cases.items()
-    if case.layout != "dense" or label in ("lengths", "chunk")
-]
+ALL = (
+    [
+        pytest.param(backend, case, id=f"{op}-{name}-{label}")
+        for op, cases in (("decode", DECODE), ("prefill", PREFILL))
+        for name, backend in BACKENDS[op].items()
+        for label, case in cases.items()
+    ]
+    + [
+        pytest.param(
+            BACKENDS[op]["reference"],
+            replace(case, layout=f"{case.layout} columns"),
+            id=f"{op}-reference-{label}, columns",
+        )
+        for op, cases in (("decode", DECODE), ("prefill", PREFILL))
+        for label, case in cases.items()
+        if case.layout != "dense" or label in ("lengths", "chunk")
+    ]
+    + [
+        pytest.param(
+            BACKENDS[op]["native"],
+            replace(case, layout=f"{case.layout} host"),
+            id=f"{op}-native-{label}, as CPUs hold it",
+        )
+        for op, cases in (("decode", DECODE), ("prefill", PREFILL))
+        for label, case in cases.items()
+        if case.layout != "dense"
+    ]
+)
 TRITON = [backends["triton"] for backends in BACKENDS.values()]
 
 

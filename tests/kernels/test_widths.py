@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.layouts import FloatColumns, FloatRows, Kivi, hack
+from pallas_kernels.layouts import FloatColumns, FloatRows, HostFloatRows, Kivi, hack
 from pallas_kernels.layouts.packed import page_bytes
 from pallas_kernels.merge import normalize
 from tests.kernels.cases import PAGE, Case, Inputs, expected, inputs
 from tests.kernels.packed_cases import seal
-from tests.kernels.test_packed_attention import REFERENCE, TRITON, error, run
+from tests.kernels.test_packed_attention import NATIVE, REFERENCE, TRITON, error, run
 
 CASES = {
     "decode": Case(positions=(0, 63, 64, 200, -1), counts=(1, 1, 1, 1, 0), head_dim=128),
@@ -44,6 +44,9 @@ def test_floats(label: str, keys: int, values: int) -> None:
     for layout, ops, bound in (
         (FloatColumns(), REFERENCE, 2e-6),
         (FloatRows(), REFERENCE, 2e-6),
+        (FloatRows(jnp.float16), NATIVE, 2e-6),
+        (HostFloatRows(), NATIVE, 2e-6),
+        (HostFloatRows(), REFERENCE, 2e-6),
         (FloatRows(), TRITON, 1e-2),  # p is rounded to the type of the pages, as in every 16-bit kernel
         (FloatRows(jnp.float32), TRITON, 2e-6),
     ):
@@ -62,6 +65,8 @@ def test_floats(label: str, keys: int, values: int) -> None:
         (hack(8, group=32), 32, 32),
         (hack(2), 64, 128),
         (hack(4, "P", group=32), 64, 32),
+        (hack(8, group=32), 128, 64),
+        (hack(8), 128, 64),
     ],
 )
 def test_codes(layout: Any, keys: int, values: int) -> None:
@@ -69,8 +74,11 @@ def test_codes(layout: Any, keys: int, values: int) -> None:
     x, exact = narrow(case, layout, keys, values)
     reference = normalize(run(REFERENCE["decode"], layout, case, x))
     kernel = normalize(run(TRITON["decode"], layout, case, x))
+    native = normalize(run(NATIVE["decode"], layout, case, x))
     homomorphic = not isinstance(layout, Kivi)
     assert error(reference, exact) < (0.05 if homomorphic else 2e-6)
+    assert error(native, exact) < (0.05 if homomorphic else 2e-6)
+    assert error(native, np.asarray(reference, np.float64)) < (2e-3 if homomorphic else 2e-6)
     assert error(kernel, np.asarray(reference, np.float64)) < (2e-3 if homomorphic else 1.5e-2)
 
 
