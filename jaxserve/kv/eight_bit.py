@@ -10,7 +10,12 @@ from jaxserve.kv.token_format import TokenFormat
 from pallas_kernels.backends import resolve
 from pallas_kernels.layouts import Code, EightBitColumns, EightBitRows, Fp8, HostEightBitRows, Int8, TokenLayout
 
-_LAYOUTS: dict[str, type[Any]] = {"native": HostEightBitRows, "triton": EightBitRows, "mosaic": EightBitRows}
+_LAYOUTS: dict[str, type[Any]] = {
+    "native": HostEightBitRows,
+    "invariant": HostEightBitRows,
+    "triton": EightBitRows,
+    "mosaic": EightBitRows,
+}
 """By the backend that reads them; others want columns."""
 
 

@@ -18,7 +18,12 @@ from pallas_kernels.layouts import FloatColumns, FloatRows, HostFloatRows, Seale
 
 NAME = "zeroc"
 
-_LAYOUTS: dict[str, type[Any]] = {"native": HostFloatRows, "triton": FloatRows, "mosaic": FloatRows}
+_LAYOUTS: dict[str, type[Any]] = {
+    "native": HostFloatRows,
+    "invariant": HostFloatRows,
+    "triton": FloatRows,
+    "mosaic": FloatRows,
+}
 """By the backend that reads them; others want columns."""
 
 
