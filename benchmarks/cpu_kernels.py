@@ -43,6 +43,7 @@ from pallas_kernels.layouts import (
 )
 from pallas_kernels.native.build import compiler
 from pallas_kernels.paged_decode import paged_decode
+from pallas_kernels.paged_prefill import paged_prefill
 
 Case = tuple[str, float, Callable[[], Any], Callable[[], Any]]
 """What, its floating-point operations, the C kernel and XLA's way."""
@@ -60,22 +61,26 @@ PAGES: dict[str, tuple[Any, Any]] = {
 """For each way to hold KV, the layout that the C kernel reads and the one that XLA's way reads best."""
 
 
-def attention(pages: str, config: DecoderConfig, rows: int, context: int, draw: np.random.Generator) -> Case:
+def attention(
+    pages: str, config: DecoderConfig, rows: int, context: int, draw: np.random.Generator, tokens: int = 1
+) -> Case:
+    """The last `tokens` of each row attend."""
     count = -(-context // PAGE_TOKENS)
-    q = jnp.asarray(draw.normal(size=(rows, 1, config.heads, config.head_dim)), jnp.float32)
+    q = jnp.asarray(draw.normal(size=(rows, tokens, config.heads, config.head_dim)), jnp.float32)
     tables = jnp.asarray(draw.permutation(rows * count).reshape(rows, count), jnp.int32)
-    positions = jnp.full(rows, context - 1, jnp.int32)
+    positions = jnp.full(rows, context - tokens, jnp.int32)
+    op = paged_decode if tokens == 1 else paged_prefill
     shape = (rows * count, config.kv_heads, PAGE_TOKENS, config.head_dim)
     kv = [jnp.asarray(draw.normal(size=(2, *shape)), jnp.bfloat16) for _ in range(config.layers)]
 
     def ready(backend: str, layout: Any) -> Callable[[], Any]:
         options = {"scale": config.attention_scale, "layout": layout, "backend": backend}
-        call = jax.jit(lambda pools: [paged_decode(q, positions, pool, 0, tables, **options).o for pool in pools])
+        call = jax.jit(lambda pools: [op(q, positions, pool, 0, tables, **options).o for pool in pools])
         fill = jax.jit(lambda k, v: filled(layout, k, v))
         pools = [fill(k, v) for k, v in kv]
         return lambda: call(pools)
 
-    work = 4.0 * rows * config.heads * context * config.head_dim * config.layers
+    work = 4.0 * rows * tokens * config.heads * context * config.head_dim * config.layers
     return "attention", work, *map(ready, ("native", "reference"), PAGES[pages])
 
 
@@ -122,6 +127,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=bundled.path(), help="folder; its config.json alone is read")
     parser.add_argument("--rows", type=int, default=16, help="sequences decoding; for products, tokens of a step")
     parser.add_argument("--context", type=int, default=640, help="tokens a sequence")
+    parser.add_argument("--tile", type=int, default=1, help="second table: query tokens a row; 64 is a prefill tile")
     parser.add_argument("--runs", type=int, default=50, help="of each side")
     args = parser.parse_args()
     if compiler() is None:
@@ -145,12 +151,13 @@ def main() -> None:
     print(aligned(table))
 
     names = list(PAGES)
-    calls = [call for name in names for call in attention(name, config, args.rows, args.context, draw)[2:]]
+    shape = (config, args.rows, args.context, draw, args.tile)
+    calls = [call for name in names for call in attention(name, *shape)[2:]]
     best = milliseconds(calls, args.runs)
     table = [["pages", "C ms", "XLA ms", "XLA / C", "C over bf16"]]
     for name, ours, theirs in zip(names, best[::2], best[1::2], strict=True):
         table.append([name, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.1f}", f"{ours / best[0]:.2f}"])
-    print(f"\nattention, by what pages hold\n{aligned(table)}")
+    print(f"\nattention of {args.tile} tokens a row, by what pages hold\n{aligned(table)}")
 
 
 if __name__ == "__main__":

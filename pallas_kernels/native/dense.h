@@ -4,10 +4,11 @@
 
 #include "rows.h"
 
-enum { WHOLE_PAGES = 0, FLOAT_BYTES = KIND == F32 ? 4 : 2, K_ROW = HEAD_DIM * FLOAT_BYTES, V_ROW = VALUE_DIM * FLOAT_BYTES };
+enum { WHOLE_PAGES = 0, FLOAT_BYTES = KIND == F32 ? 4 : 2 };
+enum { K_ROW = HEAD_DIM * FLOAT_BYTES, V_ROW = VALUE_DIM * FLOAT_BYTES };
 
 typedef struct {
-  const char *k, *v;  // [pages, layers, 2, kv_heads, page_tokens, dim], v half a page on; or each [pages, layers, kv_heads, ..]
+  const char *k, *v;  // each [pages, layers, kv_heads, page_tokens, dim]; or both in [pages, layers, 2, kv_heads, ...]
   int64_t pages, layers, kv_heads, page_tokens, k_block, v_block;
 } Pool;
 

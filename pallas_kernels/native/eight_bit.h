@@ -42,10 +42,8 @@ static inline Page page_at(const Pool *pool, int64_t block, int64_t head) {
 
 static inline __attribute__((always_inline)) vec load_codes(const char *p) {
   if (CODE == INT8) return __builtin_convertvector(load_bytes(p, true), vec);
-  bvec codes;
-  memcpy(&codes, p, sizeof codes);
   // The bits of a float16: the sign, which the extension has doubled, and the rest one exponent bit further down.
-  hvec bits = (hvec)__builtin_convertvector(codes, shvec) << 7 & 0xbfff;
+  hvec bits = (hvec)load_signed_bytes(p) << 7 & 0xbfff;
   return widened(bits, F16);
 }
 

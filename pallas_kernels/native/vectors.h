@@ -20,7 +20,6 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 typedef int16_t shvec __attribute__((vector_size(2 * LANES)));
-typedef int8_t bvec __attribute__((vector_size(LANES)));
 
 typedef enum { F16, BF16, F32 } Kind;
 
@@ -101,6 +100,19 @@ static inline __attribute__((always_inline)) ivec load_bytes(const void *p, cons
 #else
   ivec x;
   for (int lane = 0; lane < LANES; lane++) x[lane] = with_sign ? ((const int8_t *)p)[lane] : ((const uint8_t *)p)[lane];
+  return x;
+#endif
+}
+
+// LANES signed bytes as integers of 16 bits.
+static inline shvec load_signed_bytes(const void *p) {
+#if LANES == 16
+  return (shvec)_mm256_cvtepi8_epi16(_mm_loadu_si128(p));
+#elif LANES == 8
+  return (shvec)_mm_cvtepi8_epi16(_mm_loadu_si64(p));
+#else
+  shvec x;
+  for (int lane = 0; lane < LANES; lane++) x[lane] = ((const int8_t *)p)[lane];
   return x;
 #endif
 }

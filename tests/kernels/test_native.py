@@ -97,6 +97,24 @@ def test_the_bits_of_a_query_are_its_own_on_packed_pages(name: str, heads: int, 
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", [*TOKENS, "kivi4", "hack2", "hack8, form P"])
+def test_lists_with_absent_pages(name: str) -> None:
+    """A table in an order of its own, with holes and a window: as the reference reads it."""
+    case = Case(positions=(320, 130, -1), counts=(1, 1, 0), window=200, layout=name if name in LAYOUTS else "dense")
+    layout = LAYOUTS.get(name) or PACKED[name]
+    x = inputs(case) if name in LAYOUTS else packed_inputs(case, PACKED[name])[0]
+    chosen = jnp.asarray([5, 0, 3, 2, 1], jnp.int32)
+    tables = x.tables[:, chosen].at[0, 2].set(1 << 30)
+    options = {"scale": case.scale, "counts": x.counts, "window": case.window, "layout": layout}
+    options["places"] = jnp.tile(chosen, (3, 1))
+    got, reference = (
+        normalize(paged_decode(x.q, x.positions, x.pool, 1, tables, backend=backend, **options))
+        for backend in ("native", "reference")
+    )
+    np.testing.assert_allclose(got, reference, atol=2e-3 if "hack" in name else 4e-6)
+
+
+@needs_compiler
 @pytest.mark.parametrize("page_tokens", [32, 128])
 @pytest.mark.parametrize("name", ["kivi4", "hack2", "hack8", "hack4, form P"])
 def test_pages_of_other_lengths(name: str, page_tokens: int) -> None:
