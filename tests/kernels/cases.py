@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, HostEightBitRows, Int8
+from pallas_kernels.merge import Attended
 
 PAGE = 64
 LAYOUTS: dict[str, Any] = {
@@ -62,6 +65,12 @@ class Inputs:
         return Inputs(self.q[index], self.positions[index], self.counts[index], self.pool, self.tables[index])
 
 
+@functools.cache
+def jitted(function: Callable) -> Callable:
+    """Compiled once for all tests that make inputs with it; `jax.jit` knows a bound method only while it lives."""
+    return jax.jit(function)
+
+
 def inputs(case: Case) -> Inputs:
     """Every row has exactly the pages it needs; further table entries are absent, as ids out of range."""
     rng = np.random.default_rng(case.seed)
@@ -85,6 +94,27 @@ def inputs(case: Case) -> Inputs:
     )
 
 
+def attend(
+    op: Callable[..., Attended],
+    layout: Any,
+    case: Case,
+    x: Inputs,
+    layer: int = 1,
+    places: jax.Array | None = None,
+    **options: Any,
+) -> Attended:
+    """`op` on the inputs of `case`, compiled once for all tests that run the like."""
+    options |= {"layer": layer, "scale": case.scale, "window": case.window, "softcap": case.softcap, "layout": layout}
+    return _attend(op, tuple(options.items()), (x.q, x.positions, x.pool, x.tables), x.counts, places)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _attend(op: Callable[..., Attended], static: tuple, arrays: tuple, counts: jax.Array, places: Any) -> Attended:
+    options = dict(static)
+    q, positions, pool, tables = arrays
+    return op(q, positions, pool, options.pop("layer"), tables, counts=counts, places=places, **options)
+
+
 def stored(case: Case, kv: np.ndarray) -> Any:
     """A pool of the case's layout that holds kv [pages, layers, 2, kv_heads, page_tokens, head_dim]."""
     if case.layout == "dense":
@@ -93,7 +123,7 @@ def stored(case: Case, kv: np.ndarray) -> Any:
     pages, layers, _, kv_heads, page_tokens, head_dim = kv.shape
     shapes = layout.pool(pages, layers, kv_heads, page_tokens, head_dim)
     pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    put = jax.jit(layout.put_pages)
+    put = jitted(layout.put_pages)
     for layer in range(layers):
         k, v = jnp.asarray(kv[:, layer].swapaxes(0, 1), case.dtype)
         pool = put(pool, layer, k, v, jnp.arange(pages), jnp.ones((pages, page_tokens), bool))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.layouts import HackFolded, HackPartitioned, Kivi, hack
-from tests.kernels.cases import Case, Inputs, inputs
+from tests.kernels.cases import Case, Inputs, inputs, jitted
 
 Packed = Kivi | HackFolded | HackPartitioned
 
@@ -39,7 +39,7 @@ def outliers(shape: tuple[int, ...], seed: int) -> np.ndarray:
 def seal(layout: Packed, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
     """Pool [pages, layers, ...] of k, v [pages, layers, kv_heads, page_tokens, head_dim]."""
     lead = k.shape[:2]
-    page = jax.jit(layout.encode)(k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:]))
+    page = jitted(layout.encode)(k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:]))
     return {name: x.reshape(*lead, *x.shape[1:]) for name, x in page.items()}
 
 
@@ -51,7 +51,7 @@ def packed_inputs(case: Case, layout: Packed, *, outlier_keys: bool = True) -> t
         k = jnp.asarray(outliers(k.shape, case.seed), jnp.bfloat16)
     pool: Any = seal(layout, k, v)
     flat = {name: a.reshape(-1, *a.shape[2:]) for name, a in pool.items()}
-    plain = jnp.stack([a.reshape(k.shape) for a in jax.jit(layout.decode)(flat)], axis=2)
+    plain = jnp.stack([a.reshape(k.shape) for a in jitted(layout.decode)(flat)], axis=2)
     return (
         Inputs(x.q, x.positions, x.counts, pool, x.tables),
         Inputs(x.q, x.positions, x.counts, plain, x.tables),

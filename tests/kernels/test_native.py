@@ -20,7 +20,7 @@ from pallas_kernels.native import build
 from pallas_kernels.native.attention import attention_target
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
-from tests.kernels.cases import LAYOUTS, PAGE, Case, Inputs, expected, inputs
+from tests.kernels.cases import LAYOUTS, PAGE, Case, Inputs, attend, expected, inputs
 from tests.kernels.packed_cases import LAYOUTS as PACKED
 from tests.kernels.packed_cases import packed_inputs, seal
 
@@ -31,15 +31,9 @@ TOKENS = ["dense", "int8", "int8 host", "fp8", "fp8 host"]
 """Layouts of `cases` that the kernel reads."""
 
 
-def attend(case: Case, x: Inputs, backend: str | None = None, layout: Any = None) -> Attended:
+def run(case: Case, x: Inputs, layout: Any = None) -> Attended:
     op = paged_decode if case.q_tokens == 1 else paged_prefill
-    layout = layout or LAYOUTS[case.layout]
-
-    def call(q: jax.Array, positions: jax.Array, counts: jax.Array, pool: Any, tables: jax.Array) -> Attended:
-        options = {"scale": case.scale, "counts": counts, "window": case.window, "backend": backend, "layout": layout}
-        return op(q, positions, pool, 1, tables, **options)
-
-    return jax.jit(call)(x.q, x.positions, x.counts, x.pool, x.tables)
+    return attend(op, layout or LAYOUTS[case.layout], case, x)
 
 
 @needs_compiler
@@ -58,7 +52,7 @@ def test_it_is_what_cpus_run() -> None:
 def same_alone(case: Case, x: Inputs, layout: Any = None) -> None:
     """Fails unless queries of the tile that `case` is have the same bits by decode, in crowds of any size, with threads
     taking rows as they come."""
-    whole = attend(case, x, layout=layout)
+    whole = run(case, x, layout)
     start = case.positions[0]
     for first, rows in ((0, 1), (5, 3), (0, 64)):
         single = Inputs(
@@ -69,7 +63,7 @@ def same_alone(case: Case, x: Inputs, layout: Any = None) -> None:
             jnp.broadcast_to(x.tables, (rows, x.tables.shape[1])),
         )
         for _ in range(3):
-            got = attend(replace(case, q_tokens=1, positions=(), counts=()), single, layout=layout)
+            got = run(replace(case, q_tokens=1, positions=(), counts=()), single, layout)
             for a, b in zip(got, whole, strict=True):
                 np.testing.assert_array_equal(a, b[0, first : first + rows, None])
 
@@ -132,6 +126,12 @@ def test_pages_of_other_lengths(name: str, page_tokens: int) -> None:
     np.testing.assert_allclose(got, reference, atol=2e-3 if homomorphic else 2e-6)
 
 
+def traced_anew(case: Case, x: Inputs) -> Attended:
+    """Backend `native`, as in a process that has traced nothing yet."""
+    options = {"scale": case.scale, "counts": x.counts, "backend": "native"}
+    return jax.jit(lambda q: paged_decode(q, x.positions, x.pool, 1, x.tables, **options))(x.q)
+
+
 @pytest.fixture
 def build_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """As in a process that has compiled nothing yet."""
@@ -153,7 +153,7 @@ def test_without_a_compiler_the_reference_runs(build_anew: pytest.MonkeyPatch) -
     assert isinstance(float_layout(jnp.float16, None), Columns)
     case = Case(positions=(100, 3), counts=(1, 1))
     x = inputs(case)
-    np.testing.assert_allclose(normalize(attend(case, x, "native")), expected(case, x, 1), atol=2e-6)
+    np.testing.assert_allclose(normalize(traced_anew(case, x)), expected(case, x, 1), atol=2e-6)
 
 
 def test_a_compiler_that_fails_is_reported_and_the_reference_runs(
@@ -166,6 +166,6 @@ def test_a_compiler_that_fails_is_reported_and_the_reference_runs(
     case = Case(positions=(100, 3), counts=(1, 1))
     x = inputs(case)
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_allclose(normalize(attend(case, x, "native")), expected(case, x, 1), atol=2e-6)
-        attend(case, x, "native")
+        np.testing.assert_allclose(normalize(traced_anew(case, x)), expected(case, x, 1), atol=2e-6)
+        traced_anew(case, x)
     assert [record.getMessage().count("no such machine") for record in caplog.records] == [1]

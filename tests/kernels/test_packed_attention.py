@@ -16,8 +16,8 @@ from pallas_kernels.paged_decode import reference as decode_reference
 from pallas_kernels.paged_decode import triton as decode_triton
 from pallas_kernels.paged_prefill import reference as prefill_reference
 from pallas_kernels.paged_prefill import triton as prefill_triton
-from tests.kernels.cases import PAGE, Case, Inputs, expected
-from tests.kernels.packed_cases import LAYOUTS, Packed, packed_inputs
+from tests.kernels.cases import PAGE, Case, Inputs, attend, expected
+from tests.kernels.packed_cases import LAYOUTS, packed_inputs
 
 CASES = {
     "decode": Case(positions=(0, 1, 63, 64, 200, -1), counts=(1, 1, 1, 1, 1, 0)),
@@ -45,27 +45,6 @@ FEW = pytest.mark.parametrize("name", FEW_NAMES)
 EACH_CASES = ["decode"]
 
 
-def run(
-    op: Callable[..., Attended], layout: Packed, case: Case, x: Inputs, layer: int = 1, places: jax.Array | None = None
-) -> Attended:
-    def call(q, positions, counts, pool, tables) -> Attended:
-        return op(
-            q,
-            positions,
-            pool,
-            layer,
-            tables,
-            counts=counts,
-            places=places,
-            scale=case.scale,
-            window=case.window,
-            softcap=case.softcap,
-            layout=layout,
-        )
-
-    return jax.jit(call)(x.q, x.positions, x.counts, x.pool, x.tables)
-
-
 def error(got: jax.Array, exact: np.ndarray) -> float:
     """Relative, over everything."""
     return float(np.linalg.norm(np.asarray(got, np.float64) - exact) / np.linalg.norm(exact))
@@ -80,12 +59,12 @@ def test_close_to_float64_and_kernels_to_reference(name: str, label: str) -> Non
     sealed, plain = packed_inputs(case, layout)
     op = label.split(",")[0]
     exact = expected(case, plain, 1)
-    reference = normalize(run(REFERENCE[op], layout, case, sealed))
-    kernel = normalize(run(TRITON[op], layout, case, sealed))
+    reference = normalize(attend(REFERENCE[op], layout, case, sealed))
+    kernel = normalize(attend(TRITON[op], layout, case, sealed))
     homomorphic = "Hack" in type(layout).__name__
     # Dequantized: float32. Homomorphic: q and p in 8 bits.
     assert error(reference, exact) < (0.05 if homomorphic else 2e-6)
-    native = normalize(run(NATIVE[op], layout, case, sealed))
+    native = normalize(attend(NATIVE[op], layout, case, sealed))
     assert error(native, exact) < (0.05 if homomorphic else 2e-6)
     assert error(native, np.asarray(reference, np.float64)) < (2e-3 if homomorphic else 2e-6)
     # The kernel of KIVI rounds its operands to bfloat16. That of HACK computes what the reference does, unless a p lies
@@ -104,7 +83,7 @@ def test_page_ids_do_not_matter(name: str, backend: str) -> None:
     moved = {n: jnp.zeros_like(a).at[order].set(a) for n, a in x.pool.items()}
     tables = jnp.where(x.tables < pages, order[jnp.minimum(x.tables, pages - 1)], x.tables)
     other = Inputs(x.q, x.positions, x.counts, moved, tables)  # type: ignore[arg-type]
-    for a, b in zip(run(op, layout, case, x), run(op, layout, case, other), strict=True):
+    for a, b in zip(attend(op, layout, case, x), attend(op, layout, case, other), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -119,7 +98,7 @@ def test_lists_of_pages_merge(name: str, backend: str) -> None:
     parts = []
     for chosen in ([5, 0, 3], [1, 4, 2]):
         short = Inputs(x.q, x.positions, x.counts, x.pool, x.tables[:, jnp.array(chosen)])
-        parts.append(run(op, layout, case, short, places=jnp.tile(jnp.array(chosen, jnp.int32), (3, 1))))
+        parts.append(attend(op, layout, case, short, places=jnp.tile(jnp.array(chosen, jnp.int32), (3, 1))))
     assert error(normalize(merge(parts)), expected(case, plain, 1)) < 0.05
 
 
@@ -130,7 +109,7 @@ def test_tiled_decode_has_the_bits_of_a_prefill(name: str) -> None:
     heads, kv_heads, head_dim = (3, 1, 128) if "32" in name else (4, 2, 64)
     case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     x, _ = packed_inputs(case, layout)
-    whole = run(prefill_reference.paged_prefill, layout, case, x)
+    whole = attend(prefill_reference.paged_prefill, layout, case, x)
     for first, rows in ((0, 1), (5, 3)):
         single = Inputs(
             x.q[0, first : first + rows, None],
@@ -139,11 +118,11 @@ def test_tiled_decode_has_the_bits_of_a_prefill(name: str) -> None:
             x.pool,
             jnp.broadcast_to(x.tables, (rows, x.tables.shape[1])),
         )
-        got = run(decode_reference.tiled, layout, case, single)
+        got = attend(decode_reference.tiled, layout, case, single)
         for a, b in zip(got, whole, strict=True):
             np.testing.assert_array_equal(a, b[0, first : first + rows, None])
     late = Inputs(jnp.roll(x.q, -20, axis=1), x.positions + 20, x.counts - 20, x.pool, x.tables)
-    for a, b in zip(run(prefill_reference.paged_prefill, layout, case, late), whole, strict=True):
+    for a, b in zip(attend(prefill_reference.paged_prefill, layout, case, late), whole, strict=True):
         np.testing.assert_array_equal(a[:, :44], b[:, 20:])
 
 
@@ -153,8 +132,8 @@ def test_rows_do_not_see_each_other(name: str) -> None:
     layout = LAYOUTS[name]
     case = Case(positions=(300, 63, 300, 300), counts=(1, 1, 1, 1))
     x, _ = packed_inputs(case, layout)
-    whole = run(decode_reference.paged_decode, layout, case, x)
+    whole = attend(decode_reference.paged_decode, layout, case, x)
     for others in ([-1, -1], [5, 200]):
         crowd = Inputs(x.q, jnp.asarray([300, 63, *others], jnp.int32), x.counts, x.pool, x.tables)
-        for a, b in zip(run(decode_reference.paged_decode, layout, case, crowd), whole, strict=True):
+        for a, b in zip(attend(decode_reference.paged_decode, layout, case, crowd), whole, strict=True):
             np.testing.assert_array_equal(a[:2], b[:2])

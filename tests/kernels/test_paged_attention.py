@@ -22,7 +22,7 @@ from pallas_kernels.paged_decode import triton as decode_triton
 from pallas_kernels.paged_prefill import paged_prefill
 from pallas_kernels.paged_prefill import reference as prefill_reference
 from pallas_kernels.paged_prefill import triton as prefill_triton
-from tests.kernels.cases import LAYOUTS, PAGE, Case, Inputs, expected, inputs
+from tests.kernels.cases import LAYOUTS, PAGE, Case, Inputs, attend, expected, inputs
 
 DECODE = {
     "lengths": Case(positions=(0, 1, 62, 63, 64, 200, -1), counts=(1, 1, 1, 1, 1, 1, 0)),
@@ -102,22 +102,7 @@ TRITON = [backends["triton"] for backends in BACKENDS.values()]
 def run(
     op: Callable[..., Attended], case: Case, x: Inputs, layer: int = 1, places: jax.Array | None = None
 ) -> Attended:
-    def call(x: Inputs) -> Attended:
-        return op(
-            x.q,
-            x.positions,
-            x.pool,
-            layer,
-            x.tables,
-            counts=x.counts,
-            places=places,
-            scale=case.scale,
-            window=case.window,
-            softcap=case.softcap,
-            layout=LAYOUTS[case.layout],
-        )
-
-    return jax.jit(lambda *arrays: call(Inputs(*arrays)))(x.q, x.positions, x.counts, x.pool, x.tables)
+    return attend(op, LAYOUTS[case.layout], case, x, layer, places)
 
 
 def same_bits(a: Attended, b: Attended) -> bool:
