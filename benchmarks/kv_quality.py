@@ -1,6 +1,6 @@
 """What each KV format costs in answers and in perplexity, against the dense cache, and whether that is within bounds.
 
-    python benchmarks/kv_quality.py --out quality                          # all formats, 2,016 questions each; 20 minutes
+    python benchmarks/kv_quality.py --out quality                        # all formats, 2,016 questions each; 20 minutes
     python benchmarks/kv_quality.py --out quality --formats hack4 int8     # a few; --out keeps what is done
     python benchmarks/kv_quality.py --items 64 --max-text-tokens 8k        # a quick look: the intervals are wide
     jaxserve calibrate -o lookup.kvcal && python benchmarks/kv_quality.py --formats zeroc  # the file that it names
