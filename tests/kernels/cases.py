@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, HostEightBitRows, Int8
+from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, HostDense, HostEightBitRows, Int8
 from pallas_kernels.merge import Attended
 
 PAGE = 64
 LAYOUTS: dict[str, Any] = {
     "dense": Dense(),
     "dense columns": Columns(),
+    "dense host": HostDense(jnp.dtype(jnp.bfloat16)),
     "int8": EightBitRows(Int8()),
     "int8 columns": EightBitColumns(Int8()),
     "int8 host": HostEightBitRows(Int8()),

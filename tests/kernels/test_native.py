@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.backends import resolve
-from pallas_kernels.layouts import Columns, Dense, HostDense, Kivi, float_layout
+from pallas_kernels.layouts import Columns, Dense, HostDense, HostFloatRows, Kivi, float_layout
 from pallas_kernels.merge import Attended, normalize
 from pallas_kernels.native import build
 from pallas_kernels.native.attention import attention_target
@@ -27,7 +27,7 @@ from tests.kernels.packed_cases import packed_inputs, seal
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler on this machine")
 
 
-TOKENS = ["dense", "int8", "int8 host", "fp8", "fp8 host"]
+TOKENS = ["dense", "dense host", "int8", "int8 host", "fp8", "fp8 host"]
 """Layouts of `cases` that the kernel reads."""
 
 
@@ -88,6 +88,16 @@ def test_the_bits_of_a_query_are_its_own_on_packed_pages(name: str, heads: int, 
     x, _ = packed_inputs(case, PACKED[name])
     assert attention_target(x.pool, PACKED[name])
     same_alone(case, x, PACKED[name])
+
+
+@needs_compiler
+def test_the_bits_of_a_query_are_its_own_on_sealed_floats() -> None:
+    case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, window=150)
+    x = inputs(case)
+    k, v = (x.pool[:, :, side].astype(jnp.bfloat16) for side in (0, 1))
+    narrow = replace(x, q=x.q[..., :48], pool=seal(HostFloatRows(), k[..., :48], v[..., :32]))
+    assert attention_target(narrow.pool, HostFloatRows())
+    same_alone(case, narrow, HostFloatRows())
 
 
 @needs_compiler
