@@ -234,9 +234,9 @@ class RuntimeOptions:
     device: str = option("auto", "Where to run.", choices=("auto", "cpu", "cuda"))
     attention_backend: str = option(
         "auto",
-        "Attention kernels. auto: triton on a GPU, native on a CPU; native: compiled by the machine's C compiler for "
-        "dense KV, reference without a compiler and elsewhere; mosaic: Hopper's own instructions where they apply "
-        "(dense 16-bit KV, head_dim 64 or 128), triton elsewhere.",
+        "Attention kernels. auto: triton on a GPU, native on a CPU; native: compiled by the machine's C compiler, "
+        "reference without one and for odd sizes; mosaic: Hopper's own instructions where they apply (dense 16-bit KV, "
+        "head_dim 64 or 128), triton elsewhere.",
         choices=("auto", "reference", "native", "triton", "mosaic"),
     )
     batch_invariant: bool = option(False, "Same bits for a request whatever shares its batch, at some cost in speed.")
