@@ -25,8 +25,10 @@ import numpy as np
 
 from jaxserve import bundled
 from jaxserve.checkpoint import read_config
+from jaxserve.models import Model
 from jaxserve.models.config import DecoderConfig
-from jaxserve.quant import linear, quantize, silu_product
+from jaxserve.models.native import native_params
+from jaxserve.quant import linear, quantize
 from jaxserve.sim.report import aligned
 from jaxserve.types import PAGE_TOKENS
 from pallas_kernels.layouts import (
@@ -103,12 +105,19 @@ def product(name: str, shapes: list[tuple[int, int]], format: str, rows: int, dr
     return name, work, lambda: call(packed), lambda: call(arrays)
 
 
-def gates(config: DecoderConfig, rows: int, draw: np.random.Generator) -> Case:
-    both = jnp.asarray(draw.normal(size=(config.layers, rows, 2, config.intermediate)), jnp.float32)
-    cpu = jax.tree.map(jnp.asarray, quantize("panels", np.zeros((1, 32), np.float32)))
-    kernel = jax.jit(lambda both: [silu_product(each, cpu) for each in both])
-    plain = jax.jit(lambda both: [jax.nn.silu(each[:, 0]) * each[:, 1] for each in both])
-    return "silu(gate) * up", 0.0, lambda: kernel(both), lambda: plain(both)
+def layers(config: DecoderConfig, rows: int) -> Case:
+    """All layers of the model, where heads attend to nothing."""
+    model = Model.from_config(config, jnp.float32)
+
+    def params() -> Any:
+        drawn = model.init(jax.random.key(0))
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), drawn)
+
+    tokens = jnp.arange(rows)
+    attend = lambda layer, kv, q, k, v: (kv, q)  # noqa: E731
+    call = jax.jit(lambda params: model.forward(params, tokens, tokens, None, attend)[0])
+    packed, plain = native_params(model, params()), params()
+    return "layers but attention", 0.0, lambda: call(packed), lambda: call(plain)
 
 
 def milliseconds(calls: Sequence[Callable[[], Any]], runs: int) -> list[float]:
@@ -138,8 +147,8 @@ def main() -> None:
     layer += [(config.hidden, 2 * config.intermediate), (config.intermediate, config.hidden)]
     cases = [
         attention("bf16", config, args.rows, args.context, draw),
-        product("products of all layers", layer * config.layers, "panels", args.rows, draw),
-        gates(config, args.rows, draw),
+        product("products of all layers, one by one", layer * config.layers, "panels", args.rows, draw),
+        layers(config, args.rows),
         product("logits", [(config.hidden, config.vocab_size)], "table", args.rows, draw),
     ]
     table = [["operation", "C ms", "GFLOP/s", "XLA ms", "XLA / C"]]

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxserve.engine.shapes import EngineShape
 
+TILE_FIELDS = 4
 GRANT_FIELDS = 5
 
 
@@ -19,7 +20,8 @@ class ForwardLayout:
     padding: writes there are dropped.
 
     rows:   slot of each decode row
-    tiles:  slot, first position and token count of each prefill tile
+    tiles:  slot, first position and token count of each prefill tile, and of how many of its last tokens the outcome is
+            read
     grants: slot, group, class, index, page of block-table entries that change
     """
 
@@ -29,12 +31,12 @@ class ForwardLayout:
 
     @cached_property
     def size(self) -> int:
-        return self.rows + 3 * self.tiles + GRANT_FIELDS * self.grants
+        return self.rows + TILE_FIELDS * self.tiles + GRANT_FIELDS * self.grants
 
     def split(self, vector):
-        """(row slots [rows], tiles [3, tiles], grants [5, grants]) of a numpy or jax vector."""
-        a, b = self.rows, self.rows + 3 * self.tiles
-        return vector[:a], vector[a:b].reshape(3, self.tiles), vector[b:].reshape(GRANT_FIELDS, self.grants)
+        """(row slots [rows], tiles [4, tiles], grants [5, grants]) of a numpy or jax vector."""
+        a, b = self.rows, self.rows + TILE_FIELDS * self.tiles
+        return vector[:a], vector[a:b].reshape(TILE_FIELDS, self.tiles), vector[b:].reshape(GRANT_FIELDS, self.grants)
 
     @classmethod
     def of(cls, shape: EngineShape, tables: int, rows: int, tiles: int) -> ForwardLayout:

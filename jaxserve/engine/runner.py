@@ -121,10 +121,11 @@ class Runner:
         self._copy(plan)
         grants = self._admit(plan, sequences)
         rows, tiles = self._forward_bucket(len(plan.decode), len(plan.prefill))
-        launched.done = self._forward(plan, rows, tiles, grants)
+        scored = {work.seq for work in plan.prefill if sequences[work.seq].wants_prompt_logprobs}
+        launched.done = self._forward(plan, rows, tiles, grants, scored)
         launched.tokens = len(plan.decode) * self._shape.q + sum([work.count for work in plan.prefill])
         launched.places = rows * self._shape.q + tiles * PAGE_TOKENS
-        self._score(plan, sequences, rows, launched)
+        self._score(plan, scored, rows, launched)
         self._head(plan, sequences, rows, launched)
         if plan.pages.seals:
             self._seal(plan.pages.seals)
@@ -170,7 +171,7 @@ class Runner:
         rows = [table[:, slot].reshape(-1) for table in self._tables]
         self._kv = self._call("tables", self._kv, _with_slot(slot, np.concatenate(rows)))
 
-    def _forward(self, plan: Plan, rows: int, tiles: int, grants: list[Grant]) -> jax.Array:
+    def _forward(self, plan: Plan, rows: int, tiles: int, grants: list[Grant], scored: set[SeqId]) -> jax.Array:
         layout = self._functions.forward_layout(rows, tiles)
         if len(grants) > layout.grants:
             for slot in {g.slot for g in grants}:
@@ -181,19 +182,18 @@ class Runner:
         if plan.decode:
             row_slots[: len(plan.decode)] = [work.slot for work in plan.decode]
         if plan.prefill:
-            tile_fields[:, : len(plan.prefill)] = np.array(
-                [(w.slot, w.start, w.count) for w in plan.prefill], np.int32
-            ).T
+            fields = [(w.slot, w.start, w.count, w.count if w.seq in scored else w.samples) for w in plan.prefill]
+            tile_fields[:, : len(plan.prefill)] = np.array(fields, np.int32).T
         if grants:
-            fields = [(g.slot, g.group, g.cls, g.index, g.page) for g in grants]
-            grant_fields[:, : len(grants)] = np.array(fields, np.int32).T
+            entries = [(g.slot, g.group, g.cls, g.index, g.page) for g in grants]
+            grant_fields[:, : len(grants)] = np.array(entries, np.int32).T
         name = forward_name(rows, tiles)
         self._kv, self._slots, done = self._call(name, self._params, self._kv, self._slots, batch)
         return done
 
-    def _score(self, plan: Plan, sequences: Mapping[SeqId, Sequence], rows: int, launched: Launched) -> None:
+    def _score(self, plan: Plan, scored: set[SeqId], rows: int, launched: Launched) -> None:
         for index, work in enumerate(plan.prefill):
-            if sequences[work.seq].wants_prompt_logprobs:
+            if work.seq in scored:
                 first = rows * self._shape.q + index * PAGE_TOKENS
                 packed = np.array([work.slot, work.start, first], np.int32)
                 launched.scores.append((work, self._call("score", self._params, self._slots, packed)))

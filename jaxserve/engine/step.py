@@ -83,7 +83,7 @@ class StepFunctions:
     # The functions
 
     def forward(self, layout: ForwardLayout, params: Any, kv: KVState, slots: Slots, batch: jax.Array):
-        row_slots, (tile_slots, tile_starts, tile_counts), grants = layout.split(batch)
+        row_slots, (tile_slots, tile_starts, tile_counts, tile_reads), grants = layout.split(batch)
         kv = _grant(kv, grants)
         q = self.shape.q
         row_tokens, row_positions, row_counts = decode_inputs(slots, row_slots, q)
@@ -93,15 +93,20 @@ class StepFunctions:
         meta = build_meta(
             kv.tables, row_slots, row_positions[:, 0], row_counts, tile_slots, tile_starts, tile_counts, self._rules
         )
-        groups = self._layer_groups()
+        groups, last = self._layer_groups(), self.model.config.layers - 1
+        # What the last layer makes of most prompt tokens is read by nobody.
+        readers = meta.reading(tile_reads > 0)
 
         def attend(layer: int, kv: KVState, q: jax.Array, k: jax.Array, v: jax.Array):
             group, index = groups[layer]
-            return attend_layer(kv, group, index, q, k, v, meta, self.model.attention_spec(layer))
+            spec = self.model.attention_spec(layer)
+            return attend_layer(kv, group, index, q, k, v, meta, spec, readers if layer == last else meta)
 
-        tokens = jnp.concatenate([row_tokens.reshape(-1), tile_tokens.reshape(-1)])
-        positions = jnp.concatenate([row_positions.reshape(-1), tile_positions.reshape(-1)])
-        hidden, kv = self.model.forward(params, tokens, positions, kv, attend, self.ctx)
+        tokens = _flat(row_tokens, tile_tokens)
+        live, live_tiles = _first(row_counts, q), _first(tile_counts, PAGE_TOKENS)
+        positions = _flat(jnp.where(live, row_positions, -1), jnp.where(live_tiles, tile_positions, -1))
+        read = _flat(live, live_tiles & ~_first(tile_counts - tile_reads, PAGE_TOKENS))
+        hidden, kv = self.model.forward(params, tokens, positions, kv, attend, self.ctx, read=read)
         buffer = jax.lax.dynamic_update_slice(slots.hidden, hidden.astype(slots.hidden.dtype), (0, 0))
         # Neither state can be waited for once the next step has taken it over; this scalar can.
         done = buffer[0, 0]
@@ -251,6 +256,16 @@ def scatter_name(group: int, cls: int) -> str:
 
 def seal_name(pages: int) -> str:
     return f"seal[{pages}]"
+
+
+def _first(counts: jax.Array, tokens: int) -> jax.Array:
+    """bool [rows, tokens]: the first `counts` of each row."""
+    return jnp.arange(tokens) < counts[:, None]
+
+
+def _flat(rows: jax.Array, tiles: jax.Array) -> jax.Array:
+    """What rows and tiles hold by token, as one vector."""
+    return jnp.concatenate([rows.reshape(-1), tiles.reshape(-1)])
 
 
 def _ints(*shape: int) -> jax.ShapeDtypeStruct:

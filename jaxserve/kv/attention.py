@@ -21,11 +21,13 @@ def attend_layer(
     v: jax.Array,
     meta: StepMeta,
     spec: AttentionSpec,
+    readers: StepMeta | None = None,
 ) -> tuple[KVState, jax.Array]:
     """Writes k, v and attends with q: all flat [tokens, heads, head_dim], decode rows first, then tiles.
 
-    `layer` is the index within `group`. Returns the new state and the output [tokens, heads, head_dim] in q's dtype;
-    padding rows and tiles get zeros.
+    `layer` is the index within `group`. `meta` says what is written, `readers` what attends: all of it, or fewer tiles.
+    Returns the new state and the output [tokens, heads, head_dim] in q's dtype; padding rows and tiles get
+    zeros.
     """
     fmt = kv.formats[group]
     pool = kv.pools[group]
@@ -34,6 +36,7 @@ def attend_layer(
     if split < 0 or (split > 0) != bool(meta.decode):
         raise ValueError(f"attend_layer: {q.shape[0]} tokens do not fit a step with {tile_tokens} tile tokens.")
 
+    readers = readers or meta
     rows = meta.decode[group] if meta.decode else None
     tiles = meta.tiles[group] if meta.tiles else None
     # Every write before any read: a read between two writes would make XLA copy the pool.
@@ -45,9 +48,9 @@ def attend_layer(
         pool = fmt.write_tiles(pool, layer, tile_k, tile_v, tiles)
     parts = []
     if rows:
-        parts.append(fmt.attend_rows(row_q, pool, layer, rows, spec))
+        parts.append(fmt.attend_rows(row_q, pool, layer, readers.decode[group], spec))
     if tiles:
-        parts.append(fmt.attend_tiles(tile_q, tile_k, tile_v, pool, layer, tiles, spec))
+        parts.append(fmt.attend_tiles(tile_q, tile_k, tile_v, pool, layer, readers.tiles[group], spec))
     out = [normalize(part).reshape(-1, *q.shape[1:]) for part in parts]
     return kv.with_pool(group, pool), jnp.concatenate(out).astype(q.dtype)
 

@@ -64,6 +64,14 @@ class StepMeta:
     decode: tuple[Rows, ...]
     tiles: tuple[Rows, ...]
 
+    def reading(self, tiles: jax.Array) -> StepMeta:
+        """The same step with only those of the tiles that bool [tiles] names; for attention, not for writing."""
+        fewer = [
+            replace(t, positions=jnp.where(tiles, t.positions, -1), counts=jnp.where(tiles, t.counts, 0))
+            for t in self.tiles
+        ]
+        return replace(self, tiles=tuple(fewer))
+
 
 def build_meta(
     tables: Sequence[jax.Array],

@@ -14,7 +14,7 @@ from jaxserve.models.hf_config import Fields, eos_ids, rope_from, stored_dtype
 from jaxserve.models.layers.attention import Attend, Attention
 from jaxserve.models.layers.mlp import GatedMLP
 from jaxserve.models.layers.norm import RMSNorm
-from jaxserve.models.layers.rope import Rotation
+from jaxserve.models.layers.rows import Rows
 from jaxserve.models.names import Copy, Leaf, decoder_leaves, projection_leaves
 from jaxserve.quant import LinearContext
 
@@ -39,10 +39,10 @@ class Gemma3Layer(nnx.Module):
         self.mlp = GatedMLP(config, dtype)
 
     def __call__(
-        self, x: jax.Array, turn: Rotation, layer: int, kv: Any, attend: Attend, ctx: LinearContext
+        self, x: jax.Array, rows: Rows, layer: int, kv: Any, attend: Attend, ctx: LinearContext
     ) -> tuple[Any, jax.Array]:
-        kv, y = self.attention(self.attention_norm(x), turn, layer, kv, attend, ctx)
-        x = x + self.attention_out_norm(y)
+        kv, heads = self.attention(x, self.attention_norm, rows, layer, kv, attend, ctx)
+        x = x + self.attention_out_norm(self.attention.output(heads, ctx))
         return kv, x + self.mlp_out_norm(self.mlp(self.mlp_norm(x), ctx))
 
 

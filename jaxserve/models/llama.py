@@ -11,10 +11,11 @@ from flax import nnx
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.hf_config import Fields, eos_ids, parse_rope, stored_dtype
+from jaxserve.models.layers import native
 from jaxserve.models.layers.attention import Attend, Attention
 from jaxserve.models.layers.mlp import GatedMLP
 from jaxserve.models.layers.norm import RMSNorm
-from jaxserve.models.layers.rope import Rotation
+from jaxserve.models.layers.rows import Rows
 from jaxserve.models.names import Copy, Leaf, decoder_leaves, projection_leaves
 from jaxserve.quant import LinearContext
 
@@ -29,11 +30,14 @@ class LlamaLayer(nnx.Module):
         self.mlp = GatedMLP(config, dtype)
 
     def __call__(
-        self, x: jax.Array, turn: Rotation, layer: int, kv: Any, attend: Attend, ctx: LinearContext
+        self, x: jax.Array, rows: Rows, layer: int, kv: Any, attend: Attend, ctx: LinearContext
     ) -> tuple[Any, jax.Array]:
-        kv, y = self.attention(self.attention_norm(x), turn, layer, kv, attend, ctx)
-        x = x + y
-        return kv, x + self.mlp(self.mlp_norm(x), ctx)
+        kv, heads = self.attention(x, self.attention_norm, rows, layer, kv, attend, ctx)
+        y = native.feed_forward(x, heads, self.attention, self.mlp_norm, self.mlp, rows)
+        if y is None:
+            x = x + self.attention.output(heads, ctx)
+            y = x + self.mlp(self.mlp_norm(x), ctx)
+        return kv, y
 
 
 def build(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:

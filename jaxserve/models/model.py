@@ -81,12 +81,16 @@ class Model:
         attend: Attend,
         ctx: LinearContext = _PLAIN,
         schedule: Sequence[int] | None = None,
+        read: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """tokens, positions [T] int32 -> (hidden [T, hidden] after the final norm, kv).
 
+        Rows at position -1 are padding: they hold anything finite afterwards, and kernels that can leave them out do.
+
         `attend(layer, kv, q, k, v) -> (kv, o)` receives q [T, heads, head_dim] and k, v [T, kv_heads, head_dim] after
         RoPE and qk-norm, and must apply `attention_spec(layer)`. `kv` is any pytree; it is threaded through the layers.
-        `schedule` lists the layers to run, in order; by default all, once.
+        `schedule` lists the layers to run, in order; by default all, once. `read` bool [T]: whose hidden is read after;
+        by default that of all. Of the others only the keys and values are wanted.
         """
         module = self.bind(params)
         layers = range(self.config.layers) if schedule is None else schedule
@@ -94,9 +98,10 @@ class Model:
         padding = -count % (ctx.invariant_rows or 1)
         if padding:
             # Norms need the rows as well: below 64, XLA's row reductions on CPUs have other bits.
-            tokens, positions = jnp.pad(tokens, (0, padding)), jnp.pad(positions, (0, padding))
+            tokens, positions = jnp.pad(tokens, (0, padding)), jnp.pad(positions, (0, padding), constant_values=-1)
             attend = _attend_first(attend, count)
-        kv, x = module.run_layers(module.embedding(tokens), positions, kv, attend, ctx, layers)
+            read = None if read is None else jnp.pad(read, (0, padding))
+        kv, x = module.run_layers(module.embedding(tokens), positions, read, kv, attend, ctx, layers)
         return module.norm(x)[:count], kv
 
     def logits(self, params: Params, hidden: jax.Array, ctx: LinearContext = _PLAIN) -> jax.Array:

@@ -17,7 +17,6 @@ from jaxserve.quant.qtensor import QTensor
 from pallas_kernels.native.products import (
     PANEL,
     deinterleave,
-    gated_silu,
     interleave,
     panel_product,
     table_product,
@@ -81,15 +80,6 @@ def take(table: jax.Array | QTensor, ids: jax.Array) -> jax.Array:
     if isinstance(table, QTensor):
         return _widen(jnp.take(table.codes, ids, axis=0, mode="clip"))
     return jnp.take(table, ids, axis=0, mode="clip")
-
-
-def silu_product(both: jax.Array, weight: jax.Array | QTensor) -> jax.Array | None:
-    """silu(gate) * up of `both` [..., 2, n] -> [..., n] by the kernel of CPUs, for a product with `weight`; None where
-    that is not for a CPU."""
-    if not isinstance(weight, QTensor) or weight.format != Panels.name or both.dtype != jnp.float32:
-        return None
-    y = gated_silu(both.reshape(-1, 2 * both.shape[-1]))
-    return None if y is None else y.reshape(*both.shape[:-2], both.shape[-1])
 
 
 def _narrow(codes: Any) -> Any:

@@ -1,4 +1,4 @@
-// What a kernel needs of XLA's foreign function interface: its operands, its attributes, and a parallel loop.
+// What a kernel needs of XLA's foreign function interface: its operands, its attributes, and parallel loops.
 
 #pragma once
 
@@ -38,63 +38,93 @@ static inline bool answered_metadata(const Frame *frame) {
 
 typedef void Body(const void *context, int64_t item);
 
-// A loop whose items are handed out to whoever comes first. Kept alive by its holders: the caller and each task.
+// A loop whose items are handed out to whoever comes first.
 typedef struct {
   Body *body;
-  const void *context;
   int64_t items;
-  _Atomic int64_t next, done;
-  _Atomic int holders;
 } Loop;
 
-static inline void run_items(Loop *loop) {
-  for (;;) {
-    int64_t item = atomic_fetch_add(&loop->next, 1);
-    if (item >= loop->items) return;
-    loop->body(loop->context, item);
-    atomic_fetch_add(&loop->done, 1);
+enum { MAX_LOOPS = 4, CACHE_LINE = 64 };
+
+// Loops that follow each other. Kept alive by their holders: the caller and each task.
+typedef struct {
+  const void *context;
+  Loop loops[MAX_LOOPS];
+  int count;
+  _Atomic int holders;
+  struct {
+    _Alignas(CACHE_LINE) _Atomic int64_t next;
+    _Alignas(CACHE_LINE) _Atomic int64_t done;
+  } state[MAX_LOOPS];
+} Loops;
+
+static inline void await(Loops *loops, int loop) {
+  for (int spins = 0; atomic_load(&loops->state[loop].done) < loops->loops[loop].items; spins++) {
+    if (spins > 1000) sched_yield();
   }
 }
 
-static inline void release(Loop *loop) {
-  if (atomic_fetch_sub(&loop->holders, 1) == 1) free(loop);
+static inline void run_loops(Loops *loops) {
+  for (int i = 0; i < loops->count; i++) {
+    if (i) await(loops, i - 1);
+    for (;;) {
+      int64_t item = atomic_fetch_add(&loops->state[i].next, 1);
+      if (item >= loops->loops[i].items) break;
+      loops->loops[i].body(loops->context, item);
+      atomic_fetch_add(&loops->state[i].done, 1);
+    }
+  }
 }
 
-static void loop_task(void *data) {
-  run_items(data);
+static inline void release(Loops *loops) {
+  if (atomic_fetch_sub(&loops->holders, 1) == 1) free(loops);
+}
+
+static void loops_task(void *data) {
+  run_loops(data);
   release(data);
 }
 
-// Calls body(context, item) for every item on XLA's threads and returns when all are done. A task that starts late finds
-// no item left, so nothing waits for a thread that is busy elsewhere.
-static void parallel_for(const Frame *frame, int64_t items, const void *context, Body *body) {
-  int64_t threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
-  XLA_FFI_Error *no_pool = frame->api->XLA_FFI_ThreadPool_NumThreads(&count);
-  Loop *loop = no_pool || threads < 2 || items < 2 ? NULL : malloc(sizeof(Loop));
+// Runs `count` loops, each when the one before it is done, on XLA's threads, and returns when all are. A thread goes from
+// loop to loop without sleeping, because waking one takes as long as a small product. A task that starts late finds no item
+// left, so nothing waits for a thread that is busy elsewhere.
+static void parallel_loops(const Frame *frame, const void *context, const Loop *each, int count) {
+  int64_t threads = 1, items = 0;
+  for (int i = 0; i < count; i++) items = each[i].items > items ? each[i].items : items;
+  XLA_FFI_ThreadPool_NumThreads_Args number = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &threads};
+  XLA_FFI_Error *no_pool = frame->api->XLA_FFI_ThreadPool_NumThreads(&number);
+  Loops *loops = no_pool || threads < 2 || items < 2 ? NULL : aligned_alloc(CACHE_LINE, sizeof(Loops));
   if (no_pool) {
     XLA_FFI_Error_Destroy_Args error = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, no_pool};
     frame->api->XLA_FFI_Error_Destroy(&error);
   }
-  if (loop == NULL) {
-    for (int64_t item = 0; item < items; item++) body(context, item);
+  if (loops == NULL) {
+    for (int i = 0; i < count; i++) {
+      for (int64_t item = 0; item < each[i].items; item++) each[i].body(context, item);
+    }
     return;
   }
   int64_t tasks = (threads < items ? threads : items) - 1;
-  loop->body = body, loop->context = context, loop->items = items;
-  atomic_init(&loop->next, 0), atomic_init(&loop->done, 0), atomic_init(&loop->holders, (int)tasks + 1);
+  loops->context = context, loops->count = count;
+  atomic_init(&loops->holders, (int)tasks + 1);
+  for (int i = 0; i < count; i++) {
+    loops->loops[i] = each[i];
+    atomic_init(&loops->state[i].next, 0), atomic_init(&loops->state[i].done, 0);
+  }
   for (int64_t i = 0; i < tasks; i++) {
-    XLA_FFI_ThreadPool_Schedule_Args task = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, loop_task, loop};
+    XLA_FFI_ThreadPool_Schedule_Args task = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, loops_task, loops};
     XLA_FFI_Error *refused = frame->api->XLA_FFI_ThreadPool_Schedule(&task);
     if (refused) {
       XLA_FFI_Error_Destroy_Args error = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, refused};
       frame->api->XLA_FFI_Error_Destroy(&error);
-      release(loop);
+      release(loops);
     }
   }
-  run_items(loop);
-  for (int spins = 0; atomic_load(&loop->done) < items; spins++) {
-    if (spins > 1000) sched_yield();
-  }
-  release(loop);
+  run_loops(loops);
+  await(loops, count - 1);
+  release(loops);
+}
+
+static inline void parallel_for(const Frame *frame, int64_t items, const void *context, Body *body) {
+  parallel_loops(frame, context, &(Loop){body, items}, 1);
 }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.quant import dequantize, linear, quantize, silu_product, take
+from jaxserve.quant import dequantize, linear, quantize, take
 from pallas_kernels.native import build
 
 FORMATS = ["panels", "table"]
@@ -51,21 +51,6 @@ def test_the_bits_of_a_row_do_not_depend_on_the_others(name: str) -> None:
     crowd = np.asarray(product(x, held))
     for first, count in ((0, 1), (3, 2), (5, 13), (1, 64)):
         np.testing.assert_array_equal(product(x[first : first + count], held), crowd[first : first + count])
-
-
-@pytest.mark.skipif(build.compiler() is None, reason="no C compiler on this machine")
-def test_gates_are_those_of_jax_and_their_bits_are_their_own() -> None:
-    both = draw(37, 3, 2, 48, seed=2) * 30
-    both[0, 0, 0, :6] = 0, -0.0, 1e-30, 200, -200, np.nan
-    held = jax.tree.map(jnp.asarray, quantize("panels", draw(144, 32)))
-    gate = jax.jit(lambda both: silu_product(both, held))
-    got = np.asarray(gate(both))
-    wide = both.astype(np.float64)
-    exact = wide[:, :, 0] / (1 + np.exp(-wide[:, :, 0])) * wide[:, :, 1]
-    np.testing.assert_allclose(got, exact, rtol=1e-6, atol=1e-30)
-    np.testing.assert_array_equal(gate(both[5:6]), got[5:6])
-    assert silu_product(jnp.asarray(both), jnp.zeros((144, 32))) is None  # the weights are not for a CPU
-    assert silu_product(jnp.asarray(both[..., :37]), held) is None  # no whole vectors
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxserve.models.config import DecoderConfig
-from jaxserve.models.layers.norm import rms_norm
+from jaxserve.models.layers import native
+from jaxserve.models.layers.norm import RMSNorm, rms_norm
 from jaxserve.models.layers.param import param
-from jaxserve.models.layers.rope import Rotation, rotate
+from jaxserve.models.layers.rope import rotate
+from jaxserve.models.layers.rows import Rows
 from jaxserve.quant import LinearContext, linear, linear_heads
 
 Attend = Callable[[int, Any, jax.Array, jax.Array, jax.Array], tuple[Any, jax.Array]]
@@ -20,7 +22,7 @@ Attend = Callable[[int, Any, jax.Array, jax.Array, jax.Array], tuple[Any, jax.Ar
 
 
 class Attention(nnx.Module):
-    """q/k/v projection, qk-norm, RoPE, key basis, `attend`, output projection.
+    """Norm, q/k/v projection, qk-norm, RoPE, key basis, `attend`; the output projection is a step of its own.
 
     Leaves: qkv [hidden, kv_heads * (group + 2) * head_dim] in blocks of one KV head (its query heads, k, v),
     o [heads * head_dim, hidden], qk_norm [2, head_dim] (q's weight, k's weight), biases where the model has them,
@@ -45,9 +47,18 @@ class Attention(nnx.Module):
             self.key_basis = param(square, ("heads", None, None), dtype, "identity")
 
     def __call__(
-        self, x: jax.Array, turn: Rotation, layer: int, kv: Any, attend: Attend, ctx: LinearContext
+        self, x: jax.Array, norm: RMSNorm, rows: Rows, layer: int, kv: Any, attend: Attend, ctx: LinearContext
     ) -> tuple[Any, jax.Array]:
-        """x [T, hidden] -> (kv, [T, hidden])"""
+        """The residual stream x [T, hidden] -> (kv, what the heads found [T, heads * head_dim])."""
+        c = self.config
+        q, k, v = native.project_heads(x, norm, self, rows) or self.heads(norm(x), rows, ctx)
+        if c.key_basis:
+            q, k = self._in_basis(q, k, ctx)
+        kv, o = attend(layer, kv, q, k, v)
+        return kv, o.reshape(-1, c.heads * c.head_dim)
+
+    def heads(self, x: jax.Array, rows: Rows, ctx: LinearContext) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Normalized x [T, hidden] -> q [T, heads, head_dim], k and v [T, kv_heads, head_dim]."""
         c = self.config
         bias = self.qkv_bias.get_value() if c.qkv_bias else None
         qkv = linear(x, self.qkv.get_value(), bias, ctx).reshape(-1, c.kv_heads, c.group + 2, c.head_dim)
@@ -55,10 +66,16 @@ class Attention(nnx.Module):
         if c.qk_norm:
             q_weight, k_weight = self.qk_norm.get_value().astype(jnp.float32) + c.norm_offset
             qk = rms_norm(qk, jnp.stack([q_weight] * c.group + [k_weight]), c.rms_eps)
-        qk = rotate(qk.reshape(-1, c.kv_heads * (c.group + 1), c.head_dim), turn).reshape(qk.shape)
-        if c.key_basis:
-            qk = linear_heads(qk, self.key_basis.get_value(), ctx)
-        q, k = qk[:, :, :-1].reshape(-1, c.heads, c.head_dim), qk[:, :, -1]
-        kv, o = attend(layer, kv, q, k, v)
-        bias = self.o_bias.get_value() if c.o_bias else None
-        return kv, linear(o.reshape(-1, c.heads * c.head_dim), self.o.get_value(), bias, ctx)
+        qk = rotate(qk.reshape(-1, c.kv_heads * (c.group + 1), c.head_dim), rows.turn).reshape(qk.shape)
+        return qk[:, :, :-1].reshape(-1, c.heads, c.head_dim), qk[:, :, -1], v
+
+    def output(self, heads: jax.Array, ctx: LinearContext) -> jax.Array:
+        """[T, heads * head_dim] -> [T, hidden]"""
+        bias = self.o_bias.get_value() if self.config.o_bias else None
+        return linear(heads, self.o.get_value(), bias, ctx)
+
+    def _in_basis(self, q: jax.Array, k: jax.Array, ctx: LinearContext) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        qk = jnp.concatenate([q.reshape(-1, c.kv_heads, c.group, c.head_dim), k[:, :, None]], axis=2)
+        qk = linear_heads(qk, self.key_basis.get_value(), ctx)
+        return qk[:, :, :-1].reshape(q.shape), qk[:, :, -1]

@@ -13,6 +13,9 @@ from jaxserve.models.config import DecoderConfig
 MLP_BLOCKS = 16
 """Upper bound of the tensor-parallel degree that the gate/up order supports."""
 
+BLOCK_COLUMNS = 32
+"""Of what a block is a multiple where that can be: kernels of CPUs take so many columns at once."""
+
 
 def qkv_widths(config: DecoderConfig) -> tuple[int, int, int]:
     """Columns of q, k and v inside the block of one KV head; there are `kv_heads` blocks."""
@@ -21,4 +24,5 @@ def qkv_widths(config: DecoderConfig) -> tuple[int, int, int]:
 
 def mlp_blocks(config: DecoderConfig) -> int:
     """Blocks of the gate/up projection: each is `intermediate / blocks` gate columns, then as many up columns."""
-    return math.gcd(config.intermediate, MLP_BLOCKS)
+    columns = BLOCK_COLUMNS if config.intermediate % BLOCK_COLUMNS == 0 else 1
+    return math.gcd(config.intermediate // columns, MLP_BLOCKS)

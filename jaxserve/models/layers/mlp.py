@@ -12,7 +12,7 @@ from flax import nnx
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.layers.fused import mlp_blocks
 from jaxserve.models.layers.param import param
-from jaxserve.quant import LinearContext, linear, silu_product
+from jaxserve.quant import LinearContext, linear
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -42,9 +42,6 @@ class GatedMLP(nnx.Module):
         blocks = mlp_blocks(c)
         bias = self.gate_up_bias.get_value() if c.mlp_bias else None
         both = linear(x, self.gate_up.get_value(), bias, ctx).reshape(-1, blocks, 2, c.intermediate // blocks)
-        down = self.down.get_value()
-        inner = silu_product(both, down) if c.activation == "silu" else None
-        if inner is None:
-            inner = ACTIVATIONS[c.activation](both[:, :, 0]) * both[:, :, 1]
+        inner = ACTIVATIONS[c.activation](both[:, :, 0]) * both[:, :, 1]
         bias = self.down_bias.get_value() if c.mlp_bias else None
-        return linear(inner.reshape(-1, c.intermediate), down, bias, ctx)
+        return linear(inner.reshape(-1, c.intermediate), self.down.get_value(), bias, ctx)

@@ -27,6 +27,9 @@ class RMSNorm(nnx.Module):
         self.offset = offset
         self.weight = param((size,), ("norm",), dtype, "zero" if offset else "one")
 
+    def scale(self) -> jax.Array:
+        """What normalized rows are multiplied by: float32 [n]."""
+        return self.weight.get_value().astype(jnp.float32) + self.offset
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.weight.get_value().astype(jnp.float32) + self.offset
-        return rms_norm(x, weight, self.eps)
+        return rms_norm(x, self.scale(), self.eps)
