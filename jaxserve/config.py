@@ -133,12 +133,13 @@ class CacheOptions:
         low=1,
         high=2,
     )
-    kv_key_rotation: str | None = option(
-        None,
+    kv_key_rotation: str = option(
+        "auto",
         "How formats with sealed pages turn keys before they are quantized. hadamard: by a fixed orthogonal matrix, "
         "which spreads what is large in a few channels over all of them; queries are turned alike, so no score "
-        "changes but by less rounding (docs/techniques/key-rotation.md). Default: none.",
-        choices=("none", "hadamard"),
+        "changes but by less rounding (docs/techniques/key-rotation.md). none: the formats as their papers have them. "
+        "auto: hadamard for kivi4, kivi2, hack4 and hack2.",
+        choices=("auto", "none", "hadamard"),
     )
     kv_expected_len: int | None = option(
         None,

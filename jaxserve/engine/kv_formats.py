@@ -53,6 +53,11 @@ def kv_groups(
             replace(format, channels=channels) if inner and isinstance(format, SealedFormat) else format
             for format, inner, channels in kept
         ]
+    if config.cache.kv_key_rotation == "auto":
+        layer_formats = [
+            replace(format, key_rotation=format.usual_rotation) if isinstance(format, SealedFormat) else format
+            for format in layer_formats
+        ]
     groups, group_formats = split_groups(whole, layer_formats)
     for group, format in zip(groups, group_formats, strict=True):
         try:
@@ -115,7 +120,7 @@ def _made(config: EngineConfig, names: set[str], on_gpu: bool) -> dict[str, KVFo
         "sink_pages": cache.kv_sink_pages,
         "residual_pages": cache.kv_residual_pages,
         "prefill_exact": cache.prefill_exact or None,
-        "key_rotation": cache.kv_key_rotation,
+        "key_rotation": None if cache.kv_key_rotation == "auto" else cache.kv_key_rotation,
     }
     options: dict[str, Any] = {"backend": attention_backend(config, on_gpu)}
     options |= {option: value for option, value in sealing.items() if value is not None}

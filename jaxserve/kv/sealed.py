@@ -80,6 +80,11 @@ class SealedFormat(KVFormat):
         raise NotImplementedError
 
     @property
+    def usual_rotation(self) -> str:
+        """The `key_rotation` that is best as far as has been measured."""
+        return "none"
+
+    @property
     def open(self) -> FloatLayout:
         """How 16-bit pages are laid out: as the backend that reads them wants it."""
         return float_layout(jnp.dtype(self.dtype), self.backend)

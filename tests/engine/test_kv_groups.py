@@ -11,8 +11,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 from jaxserve.checkpoint import read_config
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.kv_formats import kv_groups
+from jaxserve.kv import KVFormat, SealedFormat, formats
 from jaxserve.models.model import Model
-from jaxserve.types import PageClass
+from jaxserve.types import KVGroup, PageClass
 from tests.engine import tiny
 from tests.engine.driver import Answer, Driver, answers, prompts, same
 from tests.engine.invariance import (
@@ -128,10 +129,14 @@ def test_programs_keep_pages_of_every_group(make) -> None:
     a_program_keeps_two_pages(make(enable_prefix_caching=False))
 
 
+def groups_and_formats(folder: Path, **options: object) -> tuple[tuple[KVGroup, ...], tuple[KVFormat, ...]]:
+    model = Model.from_config(read_config(folder), "float32")
+    return kv_groups(EngineConfig.of(**options), model, folder, on_gpu=False)
+
+
 def groups_of(folder: Path, **options: object) -> list[tuple[tuple[int, ...], str]]:
     """Layers and format of each group."""
-    model = Model.from_config(read_config(folder), "float32")
-    groups = kv_groups(EngineConfig.of(**options), model, folder, on_gpu=False)
+    groups = groups_and_formats(folder, **options)
     return [(group.layers, format.name) for group, format in zip(*groups, strict=True)]
 
 
@@ -152,6 +157,31 @@ def test_layers_of_one_window_and_one_format_share_a_group(
 
 
 @pytest.mark.parametrize(
+    ("name", "auto"),
+    [
+        *((name, "hadamard") for name in ("kivi4", "kivi2", "hack4", "hack2")),
+        *((name, "none") for name in ("hack8", "hack4_p", "hack2_p", "hack8_p")),
+    ],
+)
+def test_keys_of_few_bits_are_rotated_unless_somebody_says_otherwise(
+    models: dict[str, Path], name: str, auto: str
+) -> None:
+    def rotations(**options: object) -> set[str]:
+        _, formats = groups_and_formats(
+            models["llama"], kv_cache_dtype=name, kv_cache_dtype_layers={"f32": 0}, **options
+        )
+        return {format.key_rotation for format in formats if isinstance(format, SealedFormat)}
+
+    assert rotations() == rotations(kv_key_rotation="auto") == {auto}
+    assert rotations(kv_key_rotation="none") == {"none"}
+    assert rotations(kv_key_rotation="hadamard") == {"hadamard"}
+
+
+def test_leading_channels_are_in_a_basis_already() -> None:
+    assert formats.get("hack4", channels=(64, 32)).usual_rotation == "none"
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"kv_cache_dtype_layers": ["f32"]}, "'f32' is not FORMAT=LAYERS"),
@@ -164,6 +194,7 @@ def test_layers_of_one_window_and_one_format_share_a_group(
         ({"kv_cache_dtype_layers": {"f32": "sliding_window"}}, "sliding_window: no layer of this model"),
         ({"kv_cache_dtype_layers": {"f32": "0-1", "int8": [-1]}}, "layer 1 is to be f32 and int8; leave it out of one"),
         ({"kv_cache_dtype": "f16", "kv_cache_dtype_layers": {"f32": 0}, "kv_sink_pages": 2}, "knows no sink_pages"),
+        ({"kv_cache_dtype": "int8", "kv_key_rotation": "hadamard"}, "knows no key_rotation"),
     ],
 )
 def test_layers_that_cannot_be_had_are_refused(models: dict[str, Path], options: dict, words: str) -> None:
