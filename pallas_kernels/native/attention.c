@@ -3,11 +3,10 @@
 // This is the walk over the pages: which of them, which tokens, online softmax. What a page holds is known to the header
 // that PAGES names.
 
-#include <math.h>
-
 #define QUOTED(x) #x
 #define HEADER(name) QUOTED(name.h)
 #include HEADER(PAGES)
+#include "softmax.h"
 
 enum { QUERIES_PER_ITEM = 16 };
 
@@ -55,29 +54,9 @@ static inline __attribute__((always_inline)) void attend(
     const Page page = page_at(pool, id * pool->layers + a->layer, head);
     const int64_t from = !WHOLE_PAGES && begin > base ? begin - base : 0;
     const int64_t to = !WHOLE_PAGES && last - base + 1 < T ? last - base + 1 : T;
-    const int64_t first_chunk = from / LANES * LANES;
     score(&page, &queries, M, from, to, s);
     for (int i = 0; i < M; i++) {
-      if (a->softcap != 0) {
-        for (int64_t t = from; t < to; t++) s[i][t] = a->softcap * tanhf(s[i][t] / a->softcap);
-      }
-      const int32_t seen_to = at[i] - base + 1, seen_from = a->window ? at[i] - a->window + 1 - base : 0;
-      vec tops = all(m[i]), sums = {};
-      for (int64_t t = first_chunk; t < to; t += LANES) {
-        ivec token = lanes() + (int32_t)t;
-        vec seen = pick((token < seen_to) & (token >= seen_from), load_f32(s[i] + t), all(NO_KEY));
-        store_f32(s[i] + t, seen);
-        tops = pick(seen > tops, seen, tops);
-      }
-      const float top = largest(tops);
-      for (int64_t t = first_chunk; t < to; t += LANES) {
-        vec score = load_f32(s[i] + t), p = pick(score > NO_KEY, exponential(score - top), (vec){});
-        store_f32(s[i] + t, p);
-        sums += p;
-      }
-      const float keep = exponential(all(m[i] - top))[0];
-      l[i] = l[i] * keep + total(sums);
-      m[i] = top;
+      const float keep = weigh(s[i], from, to, (Sight){at[i] - base, a->window, a->softcap}, m + i, l + i);
       for (int v = 0; v < V_VECTORS; v++) o[i][v] = held(o[i][v] * keep);
     }
     Page next = page;

@@ -1,4 +1,5 @@
-"""Paged attention of any few or many queries on a CPU: the face of attention.c and of the pages that it reads."""
+"""Paged attention on a CPU: the faces of attention.c, for any few or many queries, and of tiles.c, for prefill tiles of
+pages of floats."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from pallas_kernels.native import build
 
 _KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint16": "BF16"}
 """What the floats of a pool are to the kernel; uint16 are the bits of bfloat16, see `layouts.HostDense`."""
-_MAX_PAGE_TOKENS, _MAX_DIM, _LANES = 128, 256, 16
+_MAX_PAGE_TOKENS, _MAX_DIM, _LANES, _WIDTH = 128, 256, 16, 32
 
 
 def _floats(layout: Any, pool: Any) -> dict[str, Any] | None:
@@ -71,14 +72,28 @@ def attention_target(pool: Any, layout: Layout) -> str | None:
     return build.target("paged_attention", "attention.c", defines | sizes)
 
 
-def native_or(reference: Callable[..., Attended]) -> Callable[..., Attended]:
-    """The op that `reference` defines, by the kernel where that reads the pages. The bits of a query then depend on it
-    and on its pages alone."""
+def tiles_target(pool: Any, layout: Layout) -> str | None:
+    """As `attention_target`, of the kernel for prefill tiles. It is faster, but the bits of a query then depend on whether
+    it comes in a tile or by decode. Pages that it does not take are left to attention.c."""
+    kind = _floats(layout, pool) if type(layout) in (Dense, HostDense) else None
+    other = attention_target(pool, layout)
+    _, _, page_tokens, head_dim, value_dim = layout.page_shape(pool)
+    if kind is None or other is None or page_tokens % _WIDTH or value_dim % _WIDTH:
+        return other
+    defines = {"KIND": kind["KIND"], "HEAD_DIM": head_dim, "VALUE_DIM": value_dim, "PAGE_TOKENS": page_tokens}
+    return build.target("tiled_attention", "tiles.c", defines)
+
+
+def native_or(
+    reference: Callable[..., Attended], find: Callable[[Any, Layout], str | None] = attention_target
+) -> Callable[..., Attended]:
+    """The op that `reference` defines, by the kernel that `find` names for the pages. Within this op the bits of a query
+    then depend on it and on its pages alone."""
 
     def op(
         q: jax.Array, positions: jax.Array, pool: Any, layer: int | jax.Array, tables: jax.Array, **options: Any
     ) -> Attended:
-        target = attention_target(pool, options["layout"])
+        target = find(pool, options["layout"])
         if target is None:
             return reference(q, positions, pool, layer, tables, **options)
         return _call(target, q, positions, pool, layer, tables, **options)

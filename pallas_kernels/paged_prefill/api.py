@@ -12,7 +12,7 @@ from pallas_kernels.backends import resolve
 from pallas_kernels.checks import check_paged
 from pallas_kernels.layouts import Dense, Layout
 from pallas_kernels.merge import Attended
-from pallas_kernels.native.attention import native_or
+from pallas_kernels.native.attention import native_or, tiles_target
 from pallas_kernels.paged_prefill import reference, triton
 
 
@@ -26,7 +26,7 @@ def _mosaic(*args: Any, **options: Any) -> Attended:
 _OPS: dict[str, Callable[..., Attended]] = {
     "reference": reference.paged_prefill,
     "tiled": reference.paged_prefill,
-    "native": native_or(reference.paged_prefill),
+    "native": native_or(reference.paged_prefill, tiles_target),
     "invariant": native_or(reference.paged_prefill),
     "triton": triton.paged_prefill,
     "mosaic": _mosaic,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ TOKENS = ["dense", "dense host", "int8", "int8 host", "fp8", "fp8 host"]
 """Layouts of `cases` that the kernel reads."""
 
 
+DECODE, PREFILL = (partial(op, backend="invariant") for op in (paged_decode, paged_prefill))
+
+
 def run(case: Case, x: Inputs, layout: Any = None) -> Attended:
-    op = paged_decode if case.q_tokens == 1 else paged_prefill
-    return attend(op, layout or LAYOUTS[case.layout], case, x)
+    return attend(DECODE if case.q_tokens == 1 else PREFILL, layout or LAYOUTS[case.layout], case, x)
 
 
 @needs_compiler

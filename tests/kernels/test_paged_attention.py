@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels.layouts import Columns
 from pallas_kernels.merge import Attended, merge, normalize
-from pallas_kernels.native.attention import native_or
+from pallas_kernels.native.attention import native_or, tiles_target
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_decode import reference as decode_reference
 from pallas_kernels.paged_decode import triton as decode_triton
@@ -65,6 +65,7 @@ BACKENDS: dict[str, dict[str, Callable[..., Attended]]] = {
     "prefill": {
         "reference": prefill_reference.paged_prefill,
         "native": native_or(prefill_reference.paged_prefill),
+        "native tiles": native_or(prefill_reference.paged_prefill, tiles_target),
         "triton": lambda *a, **kw: prefill_triton.paged_prefill(*a, interpret=True, **kw),
     },
 }
@@ -74,6 +75,7 @@ ALL = (
         for op, cases in (("decode", DECODE), ("prefill", PREFILL))
         for name, backend in BACKENDS[op].items()
         for label, case in cases.items()
+        if name != "native tiles" or case.layout == "dense"
     ]
     + [
         pytest.param(

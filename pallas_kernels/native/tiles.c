@@ -1,0 +1,153 @@
+// Attention of prefill tiles over pages of floats, see pallas_kernels/paged_prefill/api.py for shapes.
+//
+// What attention.c does for a few queries, for so many that a page is worth making into float32 and its keys into columns:
+// both products are then as fast as those with weights. Their sums run in another order, so a query's bits are its own,
+// whatever tile it is in, but not those that attention.c gives it.
+
+#include "dense.h"
+#include "softmax.h"
+
+// Compiled for one PAGE_TOKENS, too.
+enum { WIDTH = 2 * LANES, QUERIES = LANES == 16 ? 8 : 4 };
+
+typedef struct {
+  const float *q;  // [rows, tokens, heads, HEAD_DIM]
+  const int32_t *positions, *counts, *tables, *places;
+  Pool pool;
+  float *o, *m, *l;  // [rows, tokens, heads, VALUE_DIM], [rows, tokens, heads]
+  int64_t tokens, heads, layer, entries, window;
+  float scale, softcap;
+} Tiles;
+
+// A page as the products want it.
+typedef struct {
+  float keys[HEAD_DIM * PAGE_TOKENS];     // a row for each channel
+  float values[PAGE_TOKENS * VALUE_DIM];  // a row for each token
+} Floats;
+
+static inline void transpose(vec *x) {
+#pragma GCC unroll 4
+  for (int apart = 1; apart < LANES; apart *= 2) {
+    ivec even, odd;
+    for (int lane = 0; lane < LANES; lane++) {
+      even[lane] = lane & apart ? lane - apart + LANES : lane;
+      odd[lane] = lane & apart ? lane + LANES : lane + apart;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+      if (i & apart) continue;
+      vec first = x[i], second = x[i + apart];
+      x[i] = __builtin_shuffle(first, second, even), x[i + apart] = __builtin_shuffle(first, second, odd);
+    }
+  }
+}
+
+// The first `tokens` of a page, and what follows up to a whole vector.
+static void unpack(const Page *page, int64_t tokens, float scale, Floats *to) {
+  for (int64_t t = 0; t < tokens; t += LANES) {
+    for (int c = 0; c < HEAD_DIM; c += LANES) {
+      vec x[LANES];
+      for (int i = 0; i < LANES; i++) x[i] = load(page->k, (t + i) * HEAD_DIM + c, KIND) * scale;
+      transpose(x);
+      for (int i = 0; i < LANES; i++) store_f32(to->keys + (c + i) * PAGE_TOKENS + t, x[i]);
+    }
+    for (int64_t i = t * VALUE_DIM; i < (t + LANES) * VALUE_DIM; i += LANES) {
+      store_f32(to->values + i, load(page->v, i, KIND));
+    }
+  }
+}
+
+// y[r][0..WIDTH) = keep[r] * y[r] + the sum over i < n of x[r][i] times w[i][0..WIDTH).
+static inline __attribute__((always_inline)) void add_product(
+    const float *x, int64_t x_stride, int64_t n, const float *w, int64_t w_stride, const float *keep, float *y,
+    int64_t y_stride, const int R) {
+  vec sums[QUERIES][2];
+  for (int r = 0; r < R; r++) {
+    for (int v = 0; v < 2; v++) sums[r][v] = keep ? held(load_f32(y + r * y_stride + v * LANES) * keep[r]) : (vec){};
+  }
+  for (int64_t i = 0; i < n; i++) {
+    const vec low = load_f32(w + i * w_stride), high = load_f32(w + i * w_stride + LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const vec one = all(x[r * x_stride + i]);
+      sums[r][0] = fused(one, low, sums[r][0]), sums[r][1] = fused(one, high, sums[r][1]);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    for (int v = 0; v < 2; v++) store_f32(y + r * y_stride + v * LANES, sums[r][v]);
+  }
+}
+
+// R queries of a head, at successive positions from `at` on, over tokens from..to of a page.
+static inline __attribute__((always_inline)) void attend(
+    const Tiles *a, const Floats *page, const float *q, float *o, float *m, float *l, int64_t at, int64_t from, int64_t to,
+    const int R) {
+  const int64_t stride = a->heads;
+  float s[QUERIES][PAGE_TOKENS], keep[QUERIES];
+  for (int64_t t = from / WIDTH * WIDTH; t < to; t += WIDTH) {
+    add_product(q, stride * HEAD_DIM, HEAD_DIM, page->keys + t, PAGE_TOKENS, NULL, &s[0][t], PAGE_TOKENS, R);
+  }
+  for (int r = 0; r < R; r++) {
+    keep[r] = weigh(s[r], from, to, (Sight){at + r, a->window, a->softcap}, m + r * stride, l + r * stride);
+  }
+  for (int c = 0; c < VALUE_DIM; c += WIDTH) {
+    add_product(&s[0][from], PAGE_TOKENS, to - from, page->values + from * VALUE_DIM + c, VALUE_DIM, keep, o + c,
+                stride * VALUE_DIM, R);
+  }
+}
+
+static void attend_item(const void *context, int64_t item) {
+  const Tiles *a = context;
+  const int64_t row = item / a->heads, head = item % a->heads, kv_head = head / (a->heads / a->pool.kv_heads);
+  const int64_t T = PAGE_TOKENS, position = a->positions[row], at_first = row * a->tokens * a->heads + head;
+  const int64_t count = position < 0 ? 0 : a->counts[row] < a->tokens ? a->counts[row] : a->tokens;
+  for (int64_t i = 0; i < a->tokens; i++) {
+    const int64_t at = at_first + i * a->heads;
+    memset(a->o + at * VALUE_DIM, 0, VALUE_DIM * sizeof(float));
+    a->m[at] = NO_KEY, a->l[at] = 0;
+  }
+  const int64_t last = position + count - 1, begin = a->window && position >= a->window ? position - a->window + 1 : 0;
+  Floats page;
+  for (int64_t entry = 0; entry < a->entries && count > 0; entry++) {
+    const int64_t id = a->tables[row * a->entries + entry];
+    const int64_t base = (a->places ? a->places[row * a->entries + entry] : entry) * T;
+    if (base > last || base + T <= begin || id < 0 || id >= a->pool.pages) continue;
+    const int64_t to = last - base + 1 < T ? last - base + 1 : T;
+    const Page packed = page_at(&a->pool, id * a->pool.layers + a->layer, kv_head);
+    unpack(&packed, to, a->scale, &page);
+    int64_t i = 0;
+#define ATTEND(R)                                                                                                       \
+  {                                                                                                                    \
+    const int64_t at = at_first + i * a->heads, place = position + i - base;                                           \
+    attend(a, &page, a->q + at * HEAD_DIM, a->o + at * VALUE_DIM, a->m + at, a->l + at, place, 0, to, R);              \
+    i += R;                                                                                                            \
+  }
+    while (i + QUERIES <= count) ATTEND(QUERIES);
+    while (i < count) ATTEND(1);
+  }
+}
+
+XLA_FFI_Error *tiled_attention(Frame *frame) {
+  if (answered_metadata(frame)) return NULL;
+  const Buffer *q = operand(frame, 0), *tables = operand(frame, 3), *places = operand(frame, 4);
+  const Tiles a = {
+      .q = q->data,
+      .positions = operand(frame, 1)->data,
+      .counts = operand(frame, 2)->data,
+      .tables = tables->data,
+      .places = places->dims[1] ? places->data : NULL,
+      .pool = pool_of(frame),
+      .layer = *(const int32_t *)operand(frame, 5)->data,
+      .o = result(frame, 0)->data,
+      .m = result(frame, 1)->data,
+      .l = result(frame, 2)->data,
+      .tokens = q->dims[1],
+      .heads = q->dims[2],
+      .entries = tables->dims[1],
+      .scale = (float)f64_attribute(frame, 0),
+      .softcap = (float)f64_attribute(frame, 1),
+      .window = i64_attribute(frame, 2),
+  };
+  parallel_for(frame, q->dims[0] * a.heads, &a, attend_item);
+  return NULL;
+}
