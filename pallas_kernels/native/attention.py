@@ -73,8 +73,8 @@ def attention_target(pool: Any, layout: Layout) -> str | None:
 
 
 def tiles_target(pool: Any, layout: Layout) -> str | None:
-    """As `attention_target`, of the kernel for prefill tiles. It is faster, but the bits of a query then depend on whether
-    it comes in a tile or by decode. Pages that it does not take are left to attention.c."""
+    """As `attention_target`, of the kernel for prefill tiles. It is faster, but a query that comes in a tile has other
+    bits than by decode. Pages that it does not take are left to attention.c."""
     kind = _floats(layout, pool) if type(layout) in (Dense, HostDense) else None
     other = attention_target(pool, layout)
     _, _, page_tokens, head_dim, value_dim = layout.page_shape(pool)
@@ -87,7 +87,7 @@ def tiles_target(pool: Any, layout: Layout) -> str | None:
 def native_or(
     reference: Callable[..., Attended], find: Callable[[Any, Layout], str | None] = attention_target
 ) -> Callable[..., Attended]:
-    """The op that `reference` defines, by the kernel that `find` names for the pages. Within this op the bits of a query
+    """The op that `reference` defines, by the kernel that `find` names for the pages. Within the op the bits of a query
     then depend on it and on its pages alone."""
 
     def op(

@@ -78,21 +78,23 @@ static inline __attribute__((always_inline)) void add_product(
   }
 }
 
-// R queries of a head, at successive positions from `at` on, over tokens from..to of a page.
+// R queries of a head, the first of them number `query` of [rows, tokens, heads] and at `at` of the page, over the first
+// `to` tokens of it.
 static inline __attribute__((always_inline)) void attend(
-    const Tiles *a, const Floats *page, const float *q, float *o, float *m, float *l, int64_t at, int64_t from, int64_t to,
-    const int R) {
+    const Tiles *a, const Floats *page, int64_t query, int64_t at, int64_t to, const int R) {
   const int64_t stride = a->heads;
   float s[QUERIES][PAGE_TOKENS], keep[QUERIES];
-  for (int64_t t = from / WIDTH * WIDTH; t < to; t += WIDTH) {
-    add_product(q, stride * HEAD_DIM, HEAD_DIM, page->keys + t, PAGE_TOKENS, NULL, &s[0][t], PAGE_TOKENS, R);
+  for (int64_t t = 0; t < to; t += WIDTH) {
+    add_product(
+        a->q + query * HEAD_DIM, stride * HEAD_DIM, HEAD_DIM, page->keys + t, PAGE_TOKENS, NULL, &s[0][t], PAGE_TOKENS, R);
   }
   for (int r = 0; r < R; r++) {
-    keep[r] = weigh(s[r], from, to, (Sight){at + r, a->window, a->softcap}, m + r * stride, l + r * stride);
+    const int64_t one = query + r * stride;
+    keep[r] = weigh(s[r], 0, to, (Sight){at + r, a->window, a->softcap}, a->m + one, a->l + one);
   }
   for (int c = 0; c < VALUE_DIM; c += WIDTH) {
-    add_product(&s[0][from], PAGE_TOKENS, to - from, page->values + from * VALUE_DIM + c, VALUE_DIM, keep, o + c,
-                stride * VALUE_DIM, R);
+    add_product(
+        s[0], PAGE_TOKENS, to, page->values + c, VALUE_DIM, keep, a->o + query * VALUE_DIM + c, stride * VALUE_DIM, R);
   }
 }
 
@@ -116,14 +118,8 @@ static void attend_item(const void *context, int64_t item) {
     const Page packed = page_at(&a->pool, id * a->pool.layers + a->layer, kv_head);
     unpack(&packed, to, a->scale, &page);
     int64_t i = 0;
-#define ATTEND(R)                                                                                                       \
-  {                                                                                                                    \
-    const int64_t at = at_first + i * a->heads, place = position + i - base;                                           \
-    attend(a, &page, a->q + at * HEAD_DIM, a->o + at * VALUE_DIM, a->m + at, a->l + at, place, 0, to, R);              \
-    i += R;                                                                                                            \
-  }
-    while (i + QUERIES <= count) ATTEND(QUERIES);
-    while (i < count) ATTEND(1);
+    for (; i + QUERIES <= count; i += QUERIES) attend(a, &page, at_first + i * a->heads, position + i - base, to, QUERIES);
+    for (; i < count; i++) attend(a, &page, at_first + i * a->heads, position + i - base, to, 1);
   }
 }
 
