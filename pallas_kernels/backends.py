@@ -7,11 +7,11 @@ import jax
 from pallas_kernels.native.build import compiler
 
 BACKENDS = ("reference", "tiled", "native", "invariant", "triton", "mosaic")
-"""`reference`: jnp. `tiled`: jnp, every decode row computed as a prefill tile, so that a token's bits depend neither on
-the rows beside it nor on whether it came by decode or by prefill. `native`: C on CPUs, with a kernel of its own for
-prefill; sizes that it does not take run on `reference`. `invariant`: C, one kernel for both; other sizes run on
-`tiled`, and so does everything where no C can run. `triton`: Pallas, Triton lowering. `mosaic`: Pallas, Mosaic GPU lowering, for
-Hopper and dense 16-bit KV; anything else runs on `triton`."""
+"""`reference`: jnp. `tiled`: jnp, every decode row computed as a prefill tile, so that a token's bits depend neither
+on the rows beside it nor on whether it came by decode or by prefill. `native`: C on CPUs, with a kernel of its own
+for prefill; sizes that it does not take run on `reference`. `invariant`: C, one kernel for both; other sizes run on
+`tiled`, and so does everything where no C can run. `triton`: Pallas, Triton lowering. `mosaic`: Pallas, Mosaic GPU
+lowering, for Hopper and dense 16-bit KV; anything else runs on `triton`."""
 
 
 def resolve(backend: str | None) -> str:
