@@ -69,7 +69,7 @@ class Runner:
         self._functions = functions
         self._shape = functions.shape
         self._programs = programs
-        self._params = params
+        self._params, self._head_params = params, functions.model.head_params(params)
         self._kv = kv
         self._slots = slots
         self._tables = [np.full(table.shape, ABSENT, np.int32) for table in kv.tables]
@@ -196,7 +196,7 @@ class Runner:
             if work.seq in scored:
                 first = rows * self._shape.q + index * PAGE_TOKENS
                 packed = np.array([work.slot, work.start, first], np.int32)
-                launched.scores.append((work, self._call("score", self._params, self._slots, packed)))
+                launched.scores.append((work, self._call("score", self._head_params, self._slots, packed)))
 
     def _head(self, plan: Plan, sequences: Mapping[SeqId, Sequence], rows: int, launched: Launched) -> None:
         q = self._shape.q
@@ -216,7 +216,7 @@ class Runner:
         packed[decoding:needed, 1:] = np.array([[base + i * PAGE_TOKENS + w.count] for i, w in sampling]).reshape(-1, 1)
         masks = (self._allow_all(bucket),) if variant is HeadVariant.FULL else ()
         name = head_name(bucket, variant)
-        self._slots, launched.out = self._call(name, self._params, self._slots, packed, *masks)
+        self._slots, launched.out = self._call(name, self._head_params, self._slots, packed, *masks)
 
     def _seal(self, seals: Iterable[Seal]) -> None:
         """After the head, which has set the lengths that say which pages are full."""

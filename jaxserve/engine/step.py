@@ -187,7 +187,7 @@ class StepFunctions:
 
     def programs(self) -> list[Program]:
         """Every program of the engine, in the order in which it is best to have them."""
-        kv, slots, params = self.kv, self.slots, self.params
+        kv, slots, params = self.kv, self.slots, self.model.head_params(self.params)
         tables = sum(table.shape[0] * table.shape[2] for table in kv.tables)
         programs = [
             Program("admit", _admit, (slots, _ints(1 + pack_admit_size(self.slot_layout))), (0,), slots),
@@ -220,7 +220,7 @@ class StepFunctions:
     def _head_program(self, rows: int, variant: HeadVariant) -> Program:
         full = variant is HeadVariant.FULL
         masks = (jax.ShapeDtypeStruct((rows, mask_words(self.slot_layout.vocab)), jnp.uint32),) if full else ()
-        args = (self.params, self.slots, _ints(rows, 1 + self.shape.q), *masks)
+        args = (self.model.head_params(self.params), self.slots, _ints(rows, 1 + self.shape.q), *masks)
         out = (self.slots, Out(_LEAF, Logprobs(_LEAF) if full else None))
         static = (*self._model_identity, self.proposer)
         return Program(head_name(rows, variant), partial(self.head, variant), args, (1,), out, static)

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxserve.models.config import AttentionSpec, DecoderConfig
 from jaxserve.models.decoder import Decoder
 from jaxserve.models.layers.attention import Attend
+from jaxserve.models.layers.embedding import Embedding
 from jaxserve.models.registry import build
 from jaxserve.quant import LinearContext, QTensor, weight_format
 from jaxserve.types import KVGroup
@@ -37,6 +38,11 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
 def _abstract(config: DecoderConfig, dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
     """Building takes Python time for each parameter, and loading asks for it several times."""
     return nnx.split(build(config, dtype))
+
+
+@lru_cache(maxsize=8)
+def _abstract_embedding(config: DecoderConfig, dtype: jnp.dtype) -> nnx.GraphDef:
+    return nnx.split(Embedding(config, dtype))[0]
 
 
 def _attend_first(attend: Attend, count: int) -> Attend:
@@ -105,8 +111,14 @@ class Model:
         return module.norm(x)[:count], kv
 
     def logits(self, params: Params, hidden: jax.Array, ctx: LinearContext = _PLAIN) -> jax.Array:
-        """hidden [R, hidden] as `forward` returns it -> [R, vocab] float32."""
-        return self.bind(params).embedding.logits(hidden, ctx)
+        """hidden [R, hidden] as `forward` returns it -> [R, vocab] float32. Reads `head_params` alone."""
+        graph = _abstract_embedding(self.config, self.dtype)
+        embedding: Embedding = nnx.merge(graph, params["embedding"])
+        return embedding.logits(hidden, ctx)
+
+    def head_params(self, params: Params) -> Params:
+        """The part of a parameter tree that `logits` reads."""
+        return {"embedding": params["embedding"]}
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         return self.config.attention_spec(layer)
@@ -145,7 +157,7 @@ class Model:
             return axes
 
         def fit(leaf: Any, names: tuple[str | None, ...]) -> Any:
-            return weight_format(leaf.format).axes(names) if isinstance(leaf, QTensor) else names
+            return weight_format(leaf.format).axes(leaf, names) if isinstance(leaf, QTensor) else names
 
         return jax.tree.map(fit, params, axes, is_leaf=lambda leaf: isinstance(leaf, QTensor))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -34,8 +34,8 @@ class WeightFormat(Protocol):
         """The same by a kernel that gives a row bits which depend on that row alone; None where there is none."""
         ...
 
-    def axes(self, axes: tuple[str | None, ...]) -> QTensor:
-        """Logical axis names of each leaf, from those of the plain matrix."""
+    def axes(self, weight: QTensor, axes: tuple[str | None, ...]) -> QTensor:
+        """`weight` with logical axis names in place of its leaves, from those of the plain matrix."""
         ...
 
 
@@ -71,8 +71,8 @@ class Int8:
     def row_product(self, x: jax.Array, weight: QTensor) -> jax.Array | None:
         return None
 
-    def axes(self, axes: tuple[str | None, ...]) -> QTensor:
-        return QTensor(axes, axes[-1:], self.name)  # type: ignore[arg-type]
+    def axes(self, weight: QTensor, axes: tuple[str | None, ...]) -> QTensor:
+        return replace(weight, codes=axes, scale=axes[-1:])
 
 
 _FORMATS: dict[str, WeightFormat] = {f.name: f for f in (Int8(), Panels(), Table())}

@@ -6,7 +6,7 @@ read, the same float32 products.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -34,22 +34,21 @@ class Panels:
         rows, columns = weight.shape
         padded = xp.pad(weight.astype(xp.float32), ((0, 0), (0, -columns % PANEL)))
         codes = interleave(_narrow(padded.reshape(rows, -1, PANEL).swapaxes(0, 1)))
-        # No scale; the shape of the empty array says how many columns there are.
-        return QTensor(codes, xp.zeros((0, columns)), self.name)
+        return QTensor(codes, None, self.name, columns)
 
     def dequantize(self, weight: QTensor) -> Any:
         codes = _widen(deinterleave(weight.codes))
-        return codes.swapaxes(0, 1).reshape(codes.shape[1], -1)[:, : weight.scale.shape[1]]
+        return codes.swapaxes(0, 1).reshape(codes.shape[1], -1)[:, : weight.columns]
 
     def product(self, x: jax.Array, weight: QTensor, precision: jax.lax.Precision) -> jax.Array:
         return jnp.dot(x, self.dequantize(weight).astype(x.dtype), precision=precision)
 
     def row_product(self, x: jax.Array, weight: QTensor) -> jax.Array | None:
         y = panel_product(x, weight.codes) if x.dtype == jnp.float32 else None
-        return None if y is None else y[:, : weight.scale.shape[1]]
+        return None if y is None else y[:, : weight.columns]
 
-    def axes(self, axes: tuple[str | None, ...]) -> QTensor:
-        return QTensor((axes[1], axes[0], None), (None, axes[1]), self.name)
+    def axes(self, weight: QTensor, axes: tuple[str | None, ...]) -> QTensor:
+        return replace(weight, codes=(axes[1], axes[0], None))
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Table:
 
     def quantize(self, weight: Any) -> QTensor:
         xp = jnp if isinstance(weight, jax.Array) else np
-        return QTensor(_narrow(weight.astype(xp.float32).T), xp.zeros(0), self.name)
+        return QTensor(_narrow(weight.astype(xp.float32).T), None, self.name)
 
     def dequantize(self, weight: QTensor) -> Any:
         return _widen(weight.codes).T
@@ -71,8 +70,8 @@ class Table:
     def row_product(self, x: jax.Array, weight: QTensor) -> jax.Array | None:
         return table_product(x, weight.codes) if x.dtype == jnp.float32 else None
 
-    def axes(self, axes: tuple[str | None, ...]) -> QTensor:
-        return QTensor(axes[::-1], (None,), self.name)
+    def axes(self, weight: QTensor, axes: tuple[str | None, ...]) -> QTensor:
+        return replace(weight, codes=axes[::-1])
 
 
 def take(table: jax.Array | QTensor, ids: jax.Array) -> jax.Array:
