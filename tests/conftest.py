@@ -28,6 +28,33 @@ MOST_MAPS = 20_000
 """Linux allows a process 65,530 memory maps, then it crashes. A compiled kernel takes three."""
 
 
+LONGEST_FIRST = (
+    "engine/test_page_classes.py",
+    "kernels/test_packed_attention.py",
+    "engine/test_kv_groups.py",
+    "kernels/test_native.py",
+    "engine/test_engine.py",
+    "kernels/test_paged_attention.py",
+    "engine/test_zeroc.py",
+    "kernels/test_widths.py",
+    "engine/test_kv_formats.py",
+    "aot/test_packed_kernels.py",
+    "kv/test_sealed.py",
+    "aot/test_kernels.py",
+    "engine/test_transfer.py",
+    "kernels/test_packed_pages.py",
+    "aot/test_step_8b.py",
+)
+"""Files that take half a minute and more, in the order in which they begin."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files go first, so that of two processes none works on alone at the end; engines and kernels by turns, so
+    that no two compile the same programs at the same time."""
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _room_for_programs() -> Iterator[None]:
     """What jax compiled is forgotten after a file of tests, when there is much of it."""

@@ -207,7 +207,8 @@ class StepFunctions:
         programs += [self._head_program(rows, HeadVariant.GREEDY) for rows in reversed(smaller)]
         programs += [self._head_program(rows, HeadVariant.SAMPLE) for rows in reversed(smaller)]
         # Costly to compile and seldom needed: one narrow head besides the largest will do.
-        programs += [self._head_program(rows, HeadVariant.FULL) for rows in self.shape.mixed_decode]
+        few = [rows for rows in self.shape.mixed_decode if rows in smaller]
+        programs += [self._head_program(rows, HeadVariant.FULL) for rows in few]
         return programs
 
     def _forward_program(self, rows: int, tiles: int) -> Program:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from jaxserve.checkpoint import read_config
 from jaxserve.config import ConfigError, EngineConfig
@@ -18,12 +18,11 @@ from tests.engine import tiny
 from tests.engine.driver import Answer, Driver, answers, prompts, same
 from tests.engine.invariance import (
     a_program_keeps_two_pages,
-    chunked_is_whole,
     decoded_is_prefilled_is_crowded,
     preempted_is_undisturbed,
     speculated_is_plain,
 )
-from tests.engine.tiny import SIZES
+from tests.engine.tiny import GEMMA, SIZES
 
 SHAPE = tiny.SHAPE | {"kv_cache_dtype": "hack4"}
 LAYERS = {"llama": {"f32": 0}, "gemma": {"int8": 0, "hack2": [2]}}
@@ -34,22 +33,13 @@ CASES = [1, 64, 65, 200, 330]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
-    gemma = SIZES | {
-        "num_hidden_layers": 3,
-        "sliding_window": 100,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-    }
-    made = {
-        "llama": LlamaForCausalLM(LlamaConfig(**SIZES)),
-        "gemma": Gemma3ForCausalLM(Gemma3TextConfig(**gemma, query_pre_attn_scalar=64)),
-    }
-    folders = {}
-    for name, model in made.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        model.save_pretrained(folders[name])
-    return folders
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    gemma = Gemma3TextConfig(**GEMMA | {"num_hidden_layers": 3, "layer_types": types})
+    folder = tmp_path_factory.mktemp("gemma")
+    Gemma3ForCausalLM(gemma).save_pretrained(folder)
+    return tiny_models | {"gemma": folder}
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +71,9 @@ def test_groups_have_formats_and_pages_of_their_own(make) -> None:
 
 
 @pytest.mark.parametrize("model", LAYERS)
-def test_decoded_is_prefilled_is_chunked_is_crowded(make, model: str) -> None:
-    cases = prompts(CASES, seed=1)
-    decoded_is_prefilled_is_crowded(make(model), cases)
-    chunked_is_whole(make(model, max_num_batched_tokens=64, tile_buckets=[1]), make(model), cases)
+def test_decoded_is_prefilled_is_crowded(make, model: str) -> None:
+    """Alone and in a crowd prompts are cut into chunks of one to four tiles, at other places."""
+    decoded_is_prefilled_is_crowded(make(model), prompts(CASES, seed=1))
 
 
 def test_the_layers_format_is_seen(make) -> None:

@@ -9,48 +9,22 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import torch
 from msgspec.structs import replace
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from jaxserve.config import ConfigError
 from jaxserve.engine.runner import Runner
 from jaxserve.types import Control, ExportPrefix, ImportPrefix, Prefix, PrefixPage
+from tests.engine import tiny
 from tests.engine.driver import Driver, answers, prompts, same
 
-SHAPE = {
-    "max_num_seqs": 4,
-    "max_num_batched_tokens": 128,
-    "decode_buckets": [4],
-    "tile_buckets": [2],
-    "wait_for_buckets": True,
-    "batch_invariant": True,
-    "kv_transfer": True,
-}
+SHAPE = tiny.SHAPE | {"kv_transfer": True}
 FORMATS = {"f16": {}, "int8": {}, "hack4": {"kv_residual_pages": 2, "kv_cache_dtype_layers": {"bf16": 0}}}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_models: dict[str, Path]) -> Path:
     """A layer that sees 100 tokens, and one that sees all."""
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=500,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=640,
-        initializer_range=0.3,
-        sliding_window=100,
-        layer_types=["sliding_attention", "full_attention"],
-        query_pre_attn_scalar=64,
-    )
-    folder = tmp_path_factory.mktemp("gemma")
-    Gemma3ForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_models["gemma"]
 
 
 @pytest.fixture(scope="module", params=FORMATS)

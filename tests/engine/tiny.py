@@ -1,4 +1,6 @@
-"""Sizes of the random models that engines are tested with, and of the engines."""
+"""Sizes of the random models that engines are tested with, and of the engines.
+
+Compiled programs belong to sizes, not to weights: engines that differ in nothing but the KV format share all others."""
 
 from __future__ import annotations
 
@@ -14,6 +16,12 @@ SIZES = {
     "initializer_range": 0.3,
 }
 """Of a model, by Hugging Face's names."""
+GEMMA = SIZES | {
+    "sliding_window": 100,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 64,
+}
+"""The same with a layer that sees 100 tokens and one that sees all."""
 SHAPE = {
     "max_num_seqs": 8,
     "max_num_batched_tokens": 256,

@@ -62,7 +62,7 @@ class Inputs:
     tables: jax.Array
 
     def take(self, rows: list[int]) -> Inputs:
-        index = jnp.array(rows)
+        index = np.array(rows)
         return Inputs(self.q[index], self.positions[index], self.counts[index], self.pool, self.tables[index])
 
 
@@ -123,11 +123,12 @@ def stored(case: Case, kv: np.ndarray) -> Any:
     layout = LAYOUTS[case.layout]
     pages, layers, _, kv_heads, page_tokens, head_dim = kv.shape
     shapes = layout.pool(pages, layers, kv_heads, page_tokens, head_dim)
-    pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # numpy where it will do: each operation of jax on a new shape is a program of its own.
+    pool = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     put = jitted(layout.put_pages)
     for layer in range(layers):
-        k, v = jnp.asarray(kv[:, layer].swapaxes(0, 1), case.dtype)
-        pool = put(pool, layer, k, v, jnp.arange(pages), jnp.ones((pages, page_tokens), bool))
+        k, v = (jnp.asarray(kv[:, layer, side], case.dtype) for side in (0, 1))
+        pool = put(pool, layer, k, v, np.arange(pages), np.ones((pages, page_tokens), bool))
     return pool
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.layouts import HackFolded, HackPartitioned, Kivi, hack
-from tests.kernels.cases import Case, Inputs, inputs, jitted
+from tests.kernels.cases import Case, Inputs, inputs
 
 Packed = Kivi | HackFolded | HackPartitioned
 
@@ -36,23 +37,37 @@ def outliers(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return x
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def seal(layout: Packed, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
     """Pool [pages, layers, ...] of k, v [pages, layers, kv_heads, page_tokens, head_dim]."""
     lead = k.shape[:2]
-    page = jitted(layout.encode)(k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:]))
+    page = layout.encode(k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:]))
     return {name: x.reshape(*lead, *x.shape[1:]) for name, x in page.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unsealed(layout: Packed, pool: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """What `seal` made, as k and v."""
+    lead = next(iter(pool.values())).shape[:2]
+    k, v = layout.decode({name: x.reshape(-1, *x.shape[2:]) for name, x in pool.items()})
+    return k.reshape(*lead, *k.shape[1:]), v.reshape(*lead, *v.shape[1:])
 
 
 def packed_inputs(case: Case, layout: Packed, *, outlier_keys: bool = True) -> tuple[Inputs, Inputs]:
     """The inputs of `case` with their pool sealed, and the same with the values its codes stand for, as float32."""
     x = inputs(case)
-    k, v = (x.pool[:, :, side].astype(jnp.bfloat16) for side in (0, 1))
+    k, v = halves(x)
     if outlier_keys:
-        k = jnp.asarray(outliers(k.shape, case.seed), jnp.bfloat16)
+        k = outliers(k.shape, case.seed).astype(jnp.bfloat16)
     pool: Any = seal(layout, k, v)
-    flat = {name: a.reshape(-1, *a.shape[2:]) for name, a in pool.items()}
-    plain = jnp.stack([a.reshape(k.shape) for a in jitted(layout.decode)(flat)], axis=2)
+    plain = jnp.asarray(np.stack([np.asarray(a) for a in unsealed(layout, pool)], axis=2))
     return (
         Inputs(x.q, x.positions, x.counts, pool, x.tables),
         Inputs(x.q, x.positions, x.counts, plain, x.tables),
     )
+
+
+def halves(x: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """k and v of a dense pool, bfloat16 [pages, layers, kv_heads, page_tokens, head_dim] each."""
+    k, v = (np.asarray(x.pool)[:, :, side].astype(jnp.bfloat16) for side in (0, 1))
+    return k, v

@@ -40,7 +40,7 @@ def read(layout: TokenLayout, pool: Any, layer: int) -> tuple[np.ndarray, np.nda
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_was_put_is_what_is_read(layout: TokenLayout) -> None:
     rng = np.random.default_rng(0)
-    pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
+    pool = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
     assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM, DIM)
     expected = np.zeros((2, PAGES, HEADS, TOKENS, DIM), np.float32)
 
@@ -86,7 +86,7 @@ def test_rows_and_columns_hold_the_same_codes(code: Int8 | Fp8) -> None:
             HostEightBitRows(code, calibrated),
             EightBitColumns(code, calibrated),
         ):
-            pool = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
+            pool = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), layout.pool(PAGES, LAYERS, HEADS, TOKENS, DIM))
             assert layout.page_shape(pool) == (PAGES, HEADS, TOKENS, DIM, DIM)
             assert all(pool[name].shape[axis] == HEADS for name, axis in layout.heads_axis().items())
             pool = jax.jit(layout.put_pages, static_argnums=1)(pool, 1, *whole, np.array([4, PAGES, 1]), inside)

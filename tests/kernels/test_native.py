@@ -18,18 +18,21 @@ from pallas_kernels.backends import resolve
 from pallas_kernels.layouts import Columns, Dense, HostDense, HostFloatRows, Kivi, float_layout
 from pallas_kernels.merge import Attended, normalize
 from pallas_kernels.native import build
-from pallas_kernels.native.attention import attention_target
+from pallas_kernels.native.attention import attention_target, native_or
 from pallas_kernels.paged_decode import paged_decode
+from pallas_kernels.paged_decode import reference as decode_reference
 from pallas_kernels.paged_prefill import paged_prefill
 from tests.kernels.cases import LAYOUTS, PAGE, Case, Inputs, attend, expected, inputs
 from tests.kernels.packed_cases import LAYOUTS as PACKED
-from tests.kernels.packed_cases import packed_inputs, seal
+from tests.kernels.packed_cases import halves, packed_inputs, seal
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler on this machine")
 
 
 TOKENS = ["dense", "dense host", "int8", "int8 host", "fp8", "fp8 host"]
 """Layouts of `cases` that the kernel reads."""
+BOTH = native_or(decode_reference.paged_decode), decode_reference.paged_decode
+"""Decode by the kernel and by its definition."""
 
 
 DECODE, PREFILL = (partial(op, backend="invariant") for op in (paged_decode, paged_prefill))
@@ -59,22 +62,33 @@ def same_alone(case: Case, x: Inputs, layout: Any = None) -> None:
     start = case.positions[0]
     for first, rows in ((0, 1), (5, 3), (0, 64)):
         single = Inputs(
-            x.q[0, first : first + rows, None],
-            start + first + jnp.arange(rows, dtype=jnp.int32),
-            jnp.ones(rows, jnp.int32),
+            jnp.asarray(np.asarray(x.q)[0, first : first + rows, None]),
+            jnp.asarray(start + first + np.arange(rows, dtype=np.int32)),
+            jnp.asarray(np.ones(rows, np.int32)),
             x.pool,
-            jnp.broadcast_to(x.tables, (rows, x.tables.shape[1])),
+            jnp.asarray(np.tile(x.tables, (rows, 1))),
         )
         for _ in range(3):
             got = run(replace(case, q_tokens=1, positions=(), counts=()), single, layout)
             for a, b in zip(got, whole, strict=True):
-                np.testing.assert_array_equal(a, b[0, first : first + rows, None])
+                np.testing.assert_array_equal(a, np.asarray(b)[0, first : first + rows, None])
 
 
 @needs_compiler
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 64), (9, 3, 32), (8, 1, 128)])
-@pytest.mark.parametrize(("layout", "dtype"), [("dense", "float16"), *((name, "float32") for name in TOKENS)])
-def test_the_bits_of_a_query_are_its_own(heads: int, kv_heads: int, head_dim: int, layout: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "dtype", "heads", "kv_heads", "head_dim"),
+    [
+        ("dense", "float32", 4, 2, 64),
+        ("dense", "float16", 8, 1, 128),
+        ("dense host", "float32", 9, 3, 32),
+        ("int8", "float32", 4, 2, 64),
+        ("int8 host", "float32", 8, 1, 128),
+        ("fp8", "float32", 9, 3, 32),
+        ("fp8 host", "float32", 4, 2, 64),
+    ],
+)
+def test_the_bits_of_a_query_are_its_own(layout: str, dtype: str, heads: int, kv_heads: int, head_dim: int) -> None:
+    """Each header of pages with each size, each kind of code with two: every pair is compiled by itself."""
     shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "layout": layout, "dtype": dtype}
     case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, window=150, **shape)
     same_alone(case, inputs(case))
@@ -83,7 +97,15 @@ def test_the_bits_of_a_query_are_its_own(heads: int, kv_heads: int, head_dim: in
 @needs_compiler
 @pytest.mark.parametrize(
     ("name", "heads", "kv_heads", "head_dim"),
-    [*((name, 4, 2, 64) for name in PACKED), ("kivi2", 8, 1, 128), ("hack8", 9, 3, 128), ("hack8, form P", 9, 3, 128)],
+    [
+        *(
+            (name, 4, 2, 64)
+            for name in ("kivi2", "kivi2, groups of 32", "hack8", "hack2, groups of 32", "hack4, form P")
+        ),
+        ("kivi4", 8, 1, 128),
+        ("hack2", 9, 3, 128),
+        ("hack8, form P", 6, 2, 128),
+    ],
 )
 def test_the_bits_of_a_query_are_its_own_on_packed_pages(name: str, heads: int, kv_heads: int, head_dim: int) -> None:
     shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -97,44 +119,41 @@ def test_the_bits_of_a_query_are_its_own_on_packed_pages(name: str, heads: int, 
 def test_the_bits_of_a_query_are_its_own_on_sealed_floats() -> None:
     case = Case(positions=(192,), counts=(64,), q_tokens=PAGE, window=150)
     x = inputs(case)
-    k, v = (x.pool[:, :, side].astype(jnp.bfloat16) for side in (0, 1))
+    k, v = halves(x)
     narrow = replace(x, q=x.q[..., :48], pool=seal(HostFloatRows(), k[..., :48], v[..., :32]))
     assert attention_target(narrow.pool, HostFloatRows())
     same_alone(case, narrow, HostFloatRows())
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [*TOKENS, "kivi4", "hack2", "hack8, form P"])
+@pytest.mark.parametrize("name", ["dense host", "int8", "fp8 host", "kivi4", "hack2", "hack8, form P"])
 def test_lists_with_absent_pages(name: str) -> None:
     """A table in an order of its own, with holes and a window: as the reference reads it."""
     case = Case(positions=(320, 130, -1), counts=(1, 1, 0), window=200, layout=name if name in LAYOUTS else "dense")
     layout = LAYOUTS.get(name) or PACKED[name]
     x = inputs(case) if name in LAYOUTS else packed_inputs(case, PACKED[name])[0]
-    chosen = jnp.asarray([5, 0, 3, 2, 1], jnp.int32)
-    tables = x.tables[:, chosen].at[0, 2].set(1 << 30)
-    options = {"scale": case.scale, "counts": x.counts, "window": case.window, "layout": layout}
-    options["places"] = jnp.tile(chosen, (3, 1))
-    got, reference = (
-        normalize(paged_decode(x.q, x.positions, x.pool, 1, tables, backend=backend, **options))
-        for backend in ("native", "reference")
-    )
+    chosen = np.array([5, 0, 3, 2, 1], np.int32)
+    tables = np.asarray(x.tables)[:, chosen]
+    tables[0, 2] = 1 << 30
+    short, places = replace(x, tables=jnp.asarray(tables)), jnp.asarray(np.tile(chosen, (3, 1)))
+    got, reference = (normalize(attend(op, layout, case, short, places=places)) for op in BOTH)
     np.testing.assert_allclose(got, reference, atol=2e-3 if "hack" in name else 4e-6)
 
 
 @needs_compiler
-@pytest.mark.parametrize("page_tokens", [32, 128])
-@pytest.mark.parametrize("name", ["kivi4", "hack2", "hack8", "hack4, form P"])
+@pytest.mark.parametrize(
+    ("name", "page_tokens"), [("kivi4", 32), ("kivi4", 128), ("hack8", 32), ("hack2", 128), ("hack4, form P", 128)]
+)
 def test_pages_of_other_lengths(name: str, page_tokens: int) -> None:
     layout, draw = PACKED[name], np.random.default_rng(0)
-    k, v = (jnp.asarray(draw.standard_normal((5, 1, 2, page_tokens, 64)), jnp.bfloat16) for _ in "kv")
-    pool = seal(layout, k, v)
-    q = jnp.asarray(draw.standard_normal((3, 1, 4, 64)), jnp.float32)
-    positions = jnp.asarray([page_tokens + 7, page_tokens - 1, -1], jnp.int32)
-    tables = jnp.asarray([[3, 0], [1, 99], [2, 4]], jnp.int32)
-    got, reference = (
-        normalize(paged_decode(q, positions, pool, 0, tables, scale=0.125, layout=layout, backend=backend))
-        for backend in ("native", "reference")
+    k, v = (draw.standard_normal((5, 1, 2, page_tokens, 64)).astype(jnp.bfloat16) for _ in "kv")
+    q, positions, tables = (
+        jnp.asarray(draw.standard_normal((3, 1, 4, 64)), jnp.float32),
+        jnp.asarray([page_tokens + 7, page_tokens - 1, -1], jnp.int32),
+        jnp.asarray([[3, 0], [1, 99], [2, 4]], jnp.int32),
     )
+    x = Inputs(q, positions, jnp.ones(3, jnp.int32), seal(layout, k, v), tables)
+    got, reference = (normalize(attend(op, layout, Case((), ()), x, layer=0)) for op in BOTH)
     homomorphic = not isinstance(layout, Kivi)
     np.testing.assert_allclose(got, reference, atol=2e-3 if homomorphic else 2e-6)
 

@@ -41,9 +41,9 @@ def made(name: str) -> tuple[Model, Any]:
     """A model whose biases and norms are not those that training starts from."""
     model = Model.from_config(model_config_from_hf(SIZES | CASES[name]), "float32")
     leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return model, jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(1)
+    noisy = [np.asarray(leaf) + np.float32(0.3) * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
+    return model, jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in noisy])
 
 
 def orthogonal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -64,12 +64,17 @@ def run(model: Model, params: Any, tokens: Any, ctx: LinearContext = LinearConte
 
 def seen(model: Model, params: Any) -> list[list[np.ndarray]]:
     """q, k, v and o of each layer."""
-    found: list[list[np.ndarray]] = []
+    return [[np.asarray(x, np.float64) for x in layer] for layer in _seen(model, params)]
+
+
+@partial(jax.jit, static_argnames="model")
+def _seen(model: Model, params: Any) -> list[tuple[jax.Array, ...]]:
+    found: list[tuple[jax.Array, ...]] = []
     plain = dense_attend(model)
 
     def attend(layer: int, kv: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Any, jax.Array]:
         kv, o = plain(layer, kv, q, k, v)
-        found.append([np.asarray(x, np.float64) for x in (q, k, v, o)])
+        found.append((q, k, v, o))
         return kv, o
 
     model.forward(params, TOKENS, TOKENS, None, attend)
