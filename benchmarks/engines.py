@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jaxserve.cli.metronome import Metronome
 from jaxserve.cli.player import CLOCKS, TracePlayer
-from jaxserve.cli.profile import clients, measure
+from jaxserve.cli.profile import measure
 from jaxserve.config import EngineConfig
 from jaxserve.engine.load import load_core
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.sim import traces
-from jaxserve.sim.cost import CostModel, Fitted
+from jaxserve.sim.cost import Fitted
 from jaxserve.sim.machine import Machine
 from jaxserve.sim.metrics import Run, figures
 from jaxserve.sim.profile import Profile, Timed, read_profile, timed_steps, write_profile
@@ -30,21 +31,20 @@ WARM_UP = "synthetic:jobs=40,prompt=uniform/50/400,output=uniform/20/80"
 """Some hundred steps of all kinds: until then a policy that plans by time believes in the speed of an A100."""
 SMALL = "synthetic:jobs=40,prompt=uniform/10/200,output=uniform/2/6"
 """One after another, so that the programs for few rows and tiles have run: the first time takes tens of ms more."""
-PROBE_TOKENS = 512
-"""The longest request of the clients that tell the machine's pace."""
 
 
 @dataclass(frozen=True)
 class Played:
     """`figures`: those of sim/metrics.py, with `step_mean_s`, `steps` and `makespan_s`. `jobs`: completion times, by
-    order of arrival; `timed`: the engine's steps."""
+    order of arrival; `timed`: the engine's steps; `beat_s`: what a beat of the metronome took meanwhile."""
 
     figures: dict[str, float]
     jobs: tuple[float, ...]
     timed: tuple[Timed, ...] = ()
+    beat_s: float = 0.0
 
     @classmethod
-    def of(cls, run: Run, step_mean_s: float, steps: int, timed: Sequence[Timed] = ()) -> Played:
+    def of(cls, run: Run, step_mean_s: float, steps: int, timed: Sequence[Timed] = (), beat_s: float = 0.0) -> Played:
         begin = min(one.arrival for one in run.served)
         more = {
             "step_mean_s": step_mean_s,
@@ -53,7 +53,7 @@ class Played:
         }
         ends: dict[int, float] = {one.job: one.finish for one in run.served if one.last_turn and one.done}
         begins = {one.job: one.arrival for one in run.served if one.turn == 0}
-        return cls(figures(run) | more, tuple(ends[job] - begins[job] for job in sorted(ends)), tuple(timed))
+        return cls(figures(run) | more, tuple(ends[job] - begins[job] for job in sorted(ends)), tuple(timed), beat_s)
 
 
 class Engine:
@@ -74,6 +74,7 @@ class Engine:
         )
         self._core = load_core(config, self._player, self._player.emit, lambda _: None, self._player.clock)
         self._shape = EngineShape.of(config, self._core.ready.limits.max_model_len, on_gpu=False)
+        self._metronome = Metronome(self._core, self._player.clock, self._shape)
         self._seen = 0
         self.play(sample(traces.load(WARM_UP), 40, 100.0, 0, poisson))
         self.play(sample(traces.load(SMALL), 40, 40.0, 0, poisson))
@@ -81,24 +82,14 @@ class Engine:
         gc.freeze()  # as the engine's own process does: looking at all modules again takes as long as many steps
 
     def play(self, trace: Trace) -> Played:
-        """The prefix cache is empty at its begin."""
+        """The prefix cache is empty at its begin, and the metronome goes all the time."""
+        heard = len(self._metronome.beats)
         self._player.put(Control(verb="reset_prefix_cache"))
-        run = self._player.play(self._core, trace.jobs)
+        run = self._player.play(self._metronome, trace.jobs)
         timed = timed_steps(self._record.read_bytes(), self._shape, warm_up=0)
         steps, self._seen = timed[self._seen :], len(timed)
-        return Played.of(run, statistics.fmean(one.seconds for one in steps), len(steps), steps)
-
-    def pace(self, cost: CostModel) -> float:
-        """By how much the engine is slower now than `cost` says: one second of a few clients' requests. A machine that
-        shares its hardware with others is a tenth faster or slower from one minute to the next."""
-        steps = self.play(Trace("clients", tuple(clients(self._shape.slots, PROBE_TOKENS)))).timed
-        return statistics.median(one.seconds / cost.step_s(one.step) for one in steps)
-
-    def measure(self, trace: Trace, cost: CostModel) -> tuple[Played, float]:
-        """The trace played, and the pace meanwhile: the mean of the one before and the one after."""
-        before = self.pace(cost)
-        played = self.play(trace)
-        return played, (before + self.pace(cost)) / 2
+        mean_s = statistics.fmean(one.seconds for one in steps)
+        return Played.of(run, mean_s, len(steps), steps, self._metronome.beat_s(heard))
 
     def close(self) -> None:
         self._core.close()

@@ -97,7 +97,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     select_platform("cpu")
-    machine = profile_at(args.profile, OPTIONS, 1, args.clock).machine()
+    profile = profile_at(args.profile, OPTIONS, 3, args.clock)
+    machine = profile.machine()
     engines: dict[str, Engine] = {}
     rows, runs = [["case", "figure", "engine", "", "simulated", "", "gain in engine", "simulated", "share", "bar"]], []
     for name in args.case:
@@ -110,8 +111,8 @@ def main() -> None:
         for seed in range(args.rounds):
             arrivals = case.arrivals(machine, args.seconds, seed)
             print(f"{name}, round {seed + 1}: {len(arrivals.jobs)} jobs", file=sys.stderr, flush=True)
-            measured = [engines[spec.text].measure(arrivals, machine.cost) for spec in specs]
-            played, paces = zip(*measured, strict=True)
+            played = [engines[spec.text].play(arrivals) for spec in specs]
+            paces = [one.beat_s / profile.beat_s for one in played]
             promised = [predict(machine, spec, arrivals, pace) for spec, pace in zip(specs, paces, strict=True)]
             found.append([one.figures[case.figure] for one in (*played, *promised)])
             runs.append(

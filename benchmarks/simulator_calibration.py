@@ -5,9 +5,13 @@
 
 For each trace and policy: the mean duration of a step and the p99 and mean job completion time, simulated with the
 profile and measured in the engine on the same arrivals (this thread runs the engine's loop: no client is timed). Bars:
-step within 10 %, p99 within 20 %, and the same order of the policies by mean completion time. Before and after each run
-a second of the profile's own clients tells by how much the machine is slower than when the profile was taken (`pace`),
-and prices go with it: near saturation a percent of price is ten of the mean step.
+step within 10 %, p99 within 20 %, and the same order of the policies by mean completion time.
+
+Near saturation a percent of price is two of the mean step and five of a completion time, and a machine that shares its
+hardware is a tenth slower or faster from one run to the next. So a metronome (cli/metronome.py) goes while the profile
+is taken and during every run: the same steps of padding, timed while the engine's clock stands still. By how much they
+take longer than in the profile is the `pace` of a run, and prices go with it. Nothing of it comes from the steps that
+are predicted; what these say themselves is the column `own`: what they took by what the profile says of them.
 
 Order: one run cannot tell all policies apart. Two of them differ where the difference of their completion times, job by
 job, has a 95 % interval without zero, by the method of batch means (ten groups of consecutive jobs: neighbours share
@@ -92,6 +96,11 @@ def cells(predicted: Played, measured: Played) -> Iterator[str]:
         yield f"{error:+.0%}{mark}"
 
 
+def price_level(steps: Sequence[Timed], cost: CostModel) -> float:
+    """What the steps took, by what the profile says of them."""
+    return sum(one.seconds for one in steps) / sum(cost.step_s(one.step) for one in steps)
+
+
 def prices(steps: Sequence[Timed], cost: CostModel) -> list[list[str]]:
     """What the profile says of the very steps that the engine made: errors here are not those of the schedule."""
     rows = [["rows, tiles", "steps", "share of time", "measured ms", "simulated"]]
@@ -110,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a run (default 10)")
     parser.add_argument("--load", type=float, default=0.9)
-    parser.add_argument("--rounds", type=int, default=2, help="of the profile's grid (default 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="of the profile's grid (default 5)")
     parser.add_argument("--profile", type=Path, help="use this profile, or write it there")
     parser.add_argument("--policy", nargs="+", default=POLICIES)
     parser.add_argument("--trace", nargs="+", default=list(TRACES), choices=list(TRACES))
@@ -135,7 +144,7 @@ def main() -> None:
     machine = profile.machine()
     policies = [PolicySpec.parse(text) for text in args.policy]
     engines = {policy.text: Engine(options, policy, args.clock) for policy in policies}
-    head = ["trace, policy", "pace", "step ms", "simulated", "p99 JCT s", "simulated", "mean JCT s", "simulated"]
+    head = ["trace, policy", "pace", "own", "step ms", "simulated", "p99 JCT s", "simulated", "mean JCT s", "simulated"]
     rows, results, verdicts, steps = [head], [], [], []
     for name in args.trace:
         trace = fitting(traces.load(name).shrunk(TRACES[name]), machine)
@@ -144,14 +153,15 @@ def main() -> None:
         predicted: dict[str, Played] = {}
         measured: dict[str, Played] = {}
         for policy in policies:
-            measured[policy.text], pace = engines[policy.text].measure(arrivals, machine.cost)
+            measured[policy.text] = played = engines[policy.text].play(arrivals)
+            pace, own = played.beat_s / profile.beat_s, price_level(played.timed, machine.cost)
             predicted[policy.text] = predict(machine, policy, arrivals, pace)
-            steps.extend(structs.replace(one, seconds=one.seconds / pace) for one in measured[policy.text].timed)
+            steps.extend(structs.replace(one, seconds=one.seconds / pace) for one in played.timed)
             figures = cells(predicted[policy.text], measured[policy.text])
-            rows.append([f"{name}, {policy.text}", f"{pace:.2f}", *figures])
+            rows.append([f"{name}, {policy.text}", f"{pace:.2f}", f"{own:.2f}", *figures])
             print(aligned([rows[0], rows[-1]]), file=sys.stderr, flush=True)
             both = {"measured": measured[policy.text].figures, "predicted": predicted[policy.text].figures}
-            results.append({"trace": name, "policy": policy.text, "pace": pace, **both})
+            results.append({"trace": name, "policy": policy.text, "pace": pace, "own": own, **both})
         verdicts.append(f"{name}, {len(arrivals.jobs)} jobs: {verdict_on_order(predicted, measured)}")
         verdicts.append(f"  simulated {order(predicted)}\n  measured  {order(measured)}")
     print(aligned(rows))

@@ -23,13 +23,22 @@ class Clock(Protocol):
 
     def __call__(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
+    def forget(self, seconds: float) -> None:
+        """That long has just passed and does not count."""
+        ...
 
 
 class WallClock:
     """Everybody's time."""
 
+    def __init__(self) -> None:
+        self._forgotten = 0.0
+
     def __call__(self) -> float:
-        return time.monotonic()
+        return time.monotonic() - self._forgotten
+
+    def forget(self, seconds: float) -> None:
+        self._forgotten += seconds
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -47,6 +56,9 @@ class WorkClock:
 
     def sleep(self, seconds: float) -> None:
         self._slept += seconds
+
+    def forget(self, seconds: float) -> None:
+        self._slept -= seconds
 
 
 CLOCKS: dict[str, Callable[[], Clock]] = {"wall": WallClock, "work": WorkClock}

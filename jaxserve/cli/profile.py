@@ -28,6 +28,9 @@ from jaxserve.types import PAGE_TOKENS, Control
 
 DECODE_STEPS = 24
 PROBES = 8
+PAUSE_S = 0.005
+"""Between two prompts of a session: the work of taking one in is not to fall into the step that shows what tiles leave
+behind."""
 CLIENT_TURNS = 4
 CLIENT_OUTPUT = (8, 40)
 LONGEST_CLIENT = 4096
@@ -106,6 +109,7 @@ def measure(
     clock: str = "wall",
 ) -> Profile:
     """Profiles an engine in this process. All its programs are compiled first. `clock`: one of player.CLOCKS."""
+    from jaxserve.cli.metronome import Metronome
     from jaxserve.cli.player import CLOCKS, TracePlayer
     from jaxserve.engine.load import load_core
 
@@ -117,15 +121,16 @@ def measure(
         gc.collect()
         gc.freeze()  # as the engine's own process does
         shape = _shape(config, core.ready.limits.max_model_len)
+        metronome = Metronome(core, player.clock, shape)
         kv_tokens = min(core.ready.num_pages) * PAGE_TOKENS
         cells = [cell for _ in range(rounds) for cell in grid(shape, kv_tokens, contexts)]
         for number, (name, jobs) in enumerate(cells, 1):
             say(f"{number} of {len(cells)}: {name}")
             # Cells have texts in common, and all prompts must be computed.
             player.put(Control(verb="reset_prefix_cache"))
-            player.play(core, jobs)
+            player.play(metronome, jobs)
         core.close()
-        return _profile(config, record.read_bytes())
+        return _profile(config, record.read_bytes(), metronome.pace, metronome.beat_s())
 
 
 def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> Iterator[tuple[str, list[Job]]]:
@@ -149,7 +154,8 @@ def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> It
             prompts = _depths(tiles, min(shape.max_len - 1, kv_tokens // 2 - rows * 2 * PAGE_TOKENS))
             decoders = [_job(PAGE_TOKENS // 2, 6 * PROBES)] * rows
             if rows < shape.slots and prompts:
-                yield f"{tiles} tiles beside {rows} rows", [*decoders, _session(prompts, [1] * len(prompts), 0)]
+                session = _session(prompts, [1] * len(prompts), 0, PAUSE_S)
+                yield f"{tiles} tiles beside {rows} rows", [*decoders, session]
     for width in shape.decode:
         longest = min(shape.max_len, kv_tokens // width - PAGE_TOKENS, LONGEST_CLIENT)
         if longest > 2 * PAGE_TOKENS:
@@ -181,18 +187,21 @@ def clients(count: int, longest: int) -> Iterator[Job]:
             yield Job(arrival=0.0, turns=turns)
 
 
-def _session(prompts: Sequence[int], outputs: Sequence[int], number: int) -> Job:
+def _session(prompts: Sequence[int], outputs: Sequence[int], number: int, think_s: float = 0.0) -> Job:
     """Turns that begin with all that was said before, in the session of that number."""
     shared = [0, *(prompt + output for prompt, output in zip(prompts, outputs, strict=True))]
     spans = session_spans(prompts, shared, itertools.count(number * len(prompts)))
-    return Job(arrival=0.0, turns=tuple(Turn(*turn) for turn in zip(prompts, outputs, spans, strict=True)))
+    said = zip(prompts, outputs, spans, strict=True)
+    return Job(arrival=0.0, turns=tuple(Turn(*turn, think_s) for turn in said))
 
 
 def _job(prompt: int, output: int) -> Job:
     return Job(arrival=0.0, turns=(Turn(prompt, output),))
 
 
-def _profile(config: EngineConfig, record: bytes) -> Profile:
+def _profile(
+    config: EngineConfig, record: bytes, pace: Callable[[int], float] = lambda step: 1.0, beat_s: float = 0.0
+) -> Profile:
     """
     Raises:
         ValueError: this is no record, or one of an engine with other options.
@@ -201,7 +210,7 @@ def _profile(config: EngineConfig, record: bytes) -> Profile:
     shape = _shape(config, limits.max_model_len)
     if msgspec.structs.replace(limits, **shape.bounds) != limits:
         raise ValueError(f"the engine ran with other options: its limits were {limits}")
-    return make_profile(record, shape, _about(config))
+    return make_profile(record, shape, _about(config), pace=pace, beat_s=beat_s)
 
 
 def _shape(config: EngineConfig, max_len: int) -> EngineShape:

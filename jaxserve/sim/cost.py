@@ -33,10 +33,12 @@ class Features(NamedTuple):
     """The most that one of them attends to."""
     tile_pairs: int
     """Query-key pairs of causal prefill attention: the sum over tiles of end^2 - start^2."""
+    after_tiles: int = 0
+    """1: this step has no tiles, and the one before it had. What it reads is no longer in any cache."""
 
 
-def features(plan: Plan, shape: EngineShape) -> Features:
-    """The features of a plan with work."""
+def features(plan: Plan, shape: EngineShape, before: Plan | None = None) -> Features:
+    """The features of a plan with work; `before`: the last one with work that was launched."""
     rows, tiles = plan.decode, plan.prefill
     bucket = shape.holding(len(rows), len(tiles))[0]
     sampled = len(rows)
@@ -51,7 +53,8 @@ def features(plan: Plan, shape: EngineShape) -> Features:
         pairs += (2 * start + count) * count
         tile_longest = max(tile_longest, start + count)
     head = fit(shape.head_rows, sampled) if sampled else 0
-    return Features(bucket, head, len(plan.admits), context, longest, tile_context, tile_longest, pairs)
+    cold = int(not tiles and before is not None and bool(before.prefill))
+    return Features(bucket, head, len(plan.admits), context, longest, tile_context, tile_longest, pairs, cold)
 
 
 class CostModel(Protocol):
@@ -155,6 +158,8 @@ def terms_of(step: Features) -> list[tuple[str, float]]:
     if step.context:
         terms.append(("context", step.context))
         terms.append((f"walk[{rows}]", step.longest))
+    if step.after_tiles:
+        terms.append(("after tiles", 1.0))
     if tiles:
         terms.append(("tile context", step.tile_context))
         terms.append(("tile walk", step.tile_longest))

@@ -6,7 +6,7 @@ Knows no engine: the record that `--record` writes holds every plan and the dura
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jaxserve.sim.cost import Features, Fitted, features, terms_of
 from jaxserve.sim.machine import Machine
 from jaxserve.types import PAGE_TOKENS, Event, PageClasses, Plan, StepDone
 
-VERSION = 2
+VERSION = 3
 OUTLIER = 3.0
 """A step that took so many times the median of its like was interrupted by something else."""
 
@@ -49,7 +49,8 @@ class Residual(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """What `jaxserve profile` writes. `about`: model, device, versions, date, as texts."""
+    """What `jaxserve profile` writes. `about`: model, device, versions, date, as texts. `beat_s`: prices are those of a
+    machine on which a beat of the metronome (cli/metronome.py) takes so long; 0: nobody listened."""
 
     version: int
     about: dict[str, str]
@@ -58,6 +59,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[PageClasses, ...]
     steps: tuple[Timed, ...]
     terms: dict[str, float]
+    beat_s: float = 0.0
 
     @property
     def engine_shape(self) -> EngineShape:
@@ -101,25 +103,30 @@ def read_header(record: bytes) -> Header:
     return msgspec.msgpack.decode(body, type=Header)
 
 
-def timed_steps(record: bytes, shape: EngineShape, warm_up: int = 2) -> list[Timed]:
-    """Every step of a record with its duration, but the first `warm_up` of each bucket."""
+def timed_steps(
+    record: bytes, shape: EngineShape, warm_up: int = 2, pace: Callable[[int], float] = lambda step: 1.0
+) -> list[Timed]:
+    """Every step of a record with its duration, but the first `warm_up` of each bucket. `pace`: by how much the machine
+    was slower at a step than what is to be known."""
     plans = msgspec.msgpack.Decoder(Plan)
     events = msgspec.msgpack.Decoder(Event)
     waiting: dict[int, Features] = {}
     seen: dict[tuple[int, int], int] = {}
+    before: Plan | None = None
     made: list[Timed] = []
     for kind, body in frames(record):
         if kind == PLAN:
             plan = plans.decode(body)
             if plan.has_work:
-                waiting[plan.step] = features(plan, shape)
+                waiting[plan.step] = features(plan, shape, before)
+                before = plan
         elif kind == EVENT:
             event = events.decode(body)
             if isinstance(event, StepDone):
                 step = waiting.pop(event.step)
                 seen[step.bucket] = seen.get(step.bucket, 0) + 1
                 if seen[step.bucket] > warm_up:
-                    made.append(Timed(step, event.duration))
+                    made.append(Timed(step, event.duration / pace(event.step)))
     return made
 
 
@@ -136,6 +143,7 @@ def grouped(steps: Iterable[Timed]) -> list[Timed]:
             step.context // (4 * PAGE_TOKENS),
             step.tile_longest // PAGE_TOKENS,
             step.tile_context // (4 * PAGE_TOKENS),
+            step.after_tiles,
         )
         groups.setdefault(key, []).append(timed)
     return [_merged(group) for group in groups.values()]
@@ -191,9 +199,16 @@ def _usual(steps: Sequence[Timed]) -> np.ndarray:
     return np.array([statistics.median(buckets[timed.step.bucket]) for timed in steps])
 
 
-def make_profile(record: bytes, shape: EngineShape, about: dict[str, str], warm_up: int = 2) -> Profile:
-    """The profile of a recorded run of an engine with these shapes."""
-    steps = grouped(timed_steps(record, shape, warm_up))
+def make_profile(
+    record: bytes,
+    shape: EngineShape,
+    about: dict[str, str],
+    warm_up: int = 2,
+    pace: Callable[[int], float] = lambda step: 1.0,
+    beat_s: float = 0.0,
+) -> Profile:
+    """The profile of a recorded run of an engine with these shapes. `pace` as in `timed_steps`, `beat_s` as in Profile."""
+    steps = grouped(timed_steps(record, shape, warm_up, pace))
     header = read_header(record)
     return Profile(
         version=VERSION,
@@ -203,6 +218,7 @@ def make_profile(record: bytes, shape: EngineShape, about: dict[str, str], warm_
         groups=header.groups,
         steps=tuple(steps),
         terms=fit(steps),
+        beat_s=beat_s,
     )
 
 

@@ -126,6 +126,7 @@ class Replica:
         self._finished = finished
         self._sample_every = sample_every
         self._sampled = -math.inf
+        self._launched: Plan | None = None
         self._in_flight: Launched | None = None
         self._awaited: Launched | None = None
         self._device_free = 0.0
@@ -263,7 +264,8 @@ class Replica:
         for seq in plan.preempted:
             self.calls[seq].served.preemptions += 1
         started = max(now, self._device_free)
-        took = self._cost.step_s(features(plan, self._shape))
+        took = self._cost.step_s(features(plan, self._shape, self._launched))
+        self._launched = plan
         self._device_free = end = started + took
         self.busy_s += took
         self.steps += 1

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
+
 import pytest
 
 from jaxserve.engine.shapes import EngineShape
+from jaxserve.scheduler import make_policy
 from jaxserve.sim.cost import Fitted, Published, features, terms_of
+from jaxserve.sim.simulation import Simulation
 from jaxserve.types import Plan, Work
+from tests.sim.machines import jobs, machine
 
 SHAPE = EngineShape(slots=16, max_len=1024, q=1, decode=(1, 4, 16), tiles=(1, 2, 4))
 
@@ -51,3 +57,14 @@ def test_what_a_profile_does_not_know_is_refused():
     known.pop("head[4]")
     with pytest.raises(ValueError, match=r"head\[4\].*profile the engine"):
         Fitted(terms=known).step_s(step)
+
+
+def test_a_step_after_tiles_finds_nothing_in_the_caches():
+    """The simulator prices it as the profile does: by the step that was launched before."""
+    terms = {f"forward[{rows},{tiles}]": 0.01 for rows in (1, 2, 4) for tiles in (0, 1, 2, 4)}
+    terms |= {f"head[{rows}]": 0.0 for rows in (1, 4, 5, 8)} | {f"walk[{rows}]": 0.0 for rows in (1, 2, 4)}
+    terms |= {"admit": 0.0, "context": 0.0, "tile context": 0.0, "tile walk": 0.0, "after tiles": 0.005}
+    priced = dataclasses.replace(machine(), cost=Fitted(terms=terms))
+    run = Simulation(jobs((0.0, 64, 4)), priced, partial(make_policy, "sarathi")).run()
+    assert run.served[0].first == pytest.approx(0.01)
+    assert run.gaps.seconds == pytest.approx([0.015, 0.01, 0.01])

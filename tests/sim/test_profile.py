@@ -52,6 +52,7 @@ def steps(draw: random.Random, count: int) -> list[Features]:
                 tile_context=draw.randint(64, 500) * tiles,
                 tile_longest=draw.randint(64, 564) if tiles else 0,
                 tile_pairs=0,
+                after_tiles=int(not tiles and draw.random() < 0.2),
             )
         )
     return made
@@ -97,7 +98,7 @@ def test_the_grid_tells_what_is_read_from_how_far_it_is_walked():
     truth = {f"forward[{rows},{tiles}]": 1e-3 * (1 + rows / 8 + 4 * tiles) for rows, tiles in SHAPE.forward_buckets()}
     truth |= {f"head[{rows}]": 1e-4 * rows for rows in SHAPE.head_rows}
     truth |= {"walk[1]": 3e-7, "walk[4]": 9e-7, "walk[16]": 4e-6, "context": 2e-7}
-    truth |= {"tile context": 7e-6, "tile walk": 1e-6, "admit": 3e-4}
+    truth |= {"tile context": 7e-6, "tile walk": 1e-6, "admit": 3e-4, "after tiles": 7e-4}
     cost = Fitted(terms=truth)
     limits = replace(published().limits, **SHAPE.bounds)
     machine = dataclasses.replace(published(), shape=SHAPE, limits=limits, cost=cost).with_kv_tokens(40_000)

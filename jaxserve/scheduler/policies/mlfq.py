@@ -7,13 +7,22 @@ from collections.abc import Iterator, Set
 from itertools import islice
 from math import inf
 
-from jaxserve.scheduler.costs import prefill_s
+from jaxserve.scheduler.costs import cost, decode_s, prefill_s
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.queue import Queue
 from jaxserve.scheduler.view import SeqView, View
 from jaxserve.types import PAGE_TOKENS, Abort, Arrive, Event, Plan, SeqId, StepDone
 
+NUDGE = 1.02
+"""A step's time moves what is known of steps by this factor, up or down: the median of the last hundred or so, however
+long one took that something else interrupted."""
+STARVE_JOBS = 5.0
+"""Who has not computed for so many times what a job takes is starved."""
+RECENT_JOBS = 64
+"""Jobs from which that is known."""
+LIFT_SHARE = 0.01
+"""Of the time, at most, goes to the tiles with which lifted jobs take their places again."""
 AHEAD = 4
 """Displaced jobs whose pages are fetched before it is their turn."""
 LOOKED_AT = 32
@@ -24,12 +33,11 @@ class Job:
     """`used`: seconds of service at this level; `ran`: when it last computed something; `started`: whether it has been
     admitted before."""
 
-    __slots__ = ("level", "quantum", "ran", "seq", "started", "used")
+    __slots__ = ("level", "ran", "seq", "started", "used")
 
     def __init__(self, seq: SeqView, now: float) -> None:
         self.seq = seq
         self.level = 0
-        self.quantum = 0.0
         self.started = False
         self.used = 0.0
         self.ran = now
@@ -39,13 +47,20 @@ class Job:
 class SkipJoinMLFQ(Policy):
     """Skip-join multi-level feedback queues (FastServe, arXiv:2305.05920).
 
-    Level i has a quantum of `first_quantum_s * ratio**i`. A request joins the first level whose quantum covers its
-    prompt alone, so it need not sink through levels that it would only pass. It is charged the duration of each step
-    that it takes part in, and sinks a level when its quantum is used up. A better level displaces a worse one, never
-    its own, and at most `per_step` do so in a step, since a place that changes hands costs a tile and planning time;
-    who was displaced goes to the front of its level, who arrives or sinks to the back. Every `check_every` steps those
-    that have not computed for `starve_s` seconds are lifted to the top, a few a step: checking at every step would swap
-    all the time, and lifting all who wait at once would make everybody else wait for it.
+    Level i has a quantum of `first_quantum_s * ratio**i`, the first one by default what a step takes that only decodes.
+    A request joins the first level whose quantum covers its prompt alone, so it need not sink through levels that it
+    would only pass. It is charged the duration of each step that it takes part in, and sinks a level when its quantum
+    is used up. A better level displaces a worse one, never its own, and at most `per_step` do so in a step, since a
+    place that changes hands costs a tile and planning time; who was displaced goes to the front of its level, who
+    arrives or sinks to the back.
+
+    Every `check_every` steps those that have not computed for `starve_s` seconds, by default five times what a job
+    takes from arrival to end, are lifted to the top, a few a step: checking at every step would swap all the time, and
+    lifting all who wait at once would make everybody else wait for it. Where a tile costs as much as several decode
+    steps (a small model on a CPU), lifting all who wait too long under overload would take much of the machine, so
+    lifts are bounded as well by what their tiles take of its time; the next check goes on where this one stopped.
+
+    Both defaults come from the durations of steps and the ends of jobs: an engine that is twice as fast does the same.
     """
 
     displaces = True
@@ -53,9 +68,9 @@ class SkipJoinMLFQ(Policy):
     def __init__(
         self,
         levels: int = 10,
-        first_quantum_s: float = 0.01,
+        first_quantum_s: float | None = None,
         ratio: float = 2.0,
-        starve_s: float = 3.0,
+        starve_s: float | None = None,
         check_every: int = 1000,
         full: float = 0.9,
         per_step: int = 8,
@@ -70,13 +85,19 @@ class SkipJoinMLFQ(Policy):
         self._tokens = 0
         """What all jobs that have been started and have not ended hold, or would if nothing had been taken from them.
         """
-        self._quanta = [*(first_quantum_s * ratio**level for level in range(levels - 1)), inf]
+        self._growth = [*(ratio**level for level in range(levels - 1)), inf]
+        """Quanta by level, in first ones."""
+        self._decode_s = 0.0
+        """What a step that only decodes usually takes here. 0: nobody knows yet."""
+        self._job_s = inf
+        """How long a job usually takes here, from its arrival to its end."""
         self._jobs: dict[SeqId, Job] = {}
         self._queues = [Queue() for _ in range(levels)]
         """Displaced jobs by level."""
         self._new = [Queue() for _ in range(levels)]
-        self._steps: deque[tuple[int, set[SeqId]]] = deque()
-        """Who takes part, without a token to show for it, in the steps whose end has not been reported."""
+        self._steps: deque[tuple[int, bool, set[SeqId]]] = deque()
+        """Of the steps whose end has not been reported: whether they only decode, and who takes part without a token to
+        show for it."""
         self._residents: list[list[SeqView]] = []
         """Those of the plan that is being made, by level and arrival."""
         self._displaced = 0
@@ -85,8 +106,12 @@ class SkipJoinMLFQ(Policy):
         self._until_check = check_every
         self._unlooked: deque[SeqView] = deque()
         """Who waited below the top at the last check and has yet to be looked at."""
+        self._checked = 0.0
+        """When that was."""
         self._since = 0.0
         """Who has not computed since then was starved at that check."""
+        self._lifts = 0.0
+        """How many more may be lifted until the next check."""
 
     def level(self, seq: SeqId) -> int:
         return self._jobs[seq].level
@@ -101,7 +126,8 @@ class SkipJoinMLFQ(Policy):
             if seq is not None:
                 need = prefill_s(view, seq.prompt)
                 job = self._jobs[seq.id] = Job(seq, view.now)
-                job.level, job.quantum = next((i, most) for i, most in enumerate(self._quanta) if need <= most)
+                first = self._first_quantum(view)
+                job.level = next(level for level, most in enumerate(self._growth) if need <= first * most)
                 self._wait(job, front=False)
         elif isinstance(event, Abort):
             self._forget(event.seq)
@@ -117,13 +143,18 @@ class SkipJoinMLFQ(Policy):
             if preempted in self._jobs:
                 self._wait(self._jobs[preempted], front=True)
         if plan.has_work:
-            self._steps.append((plan.step, {work.seq for work in plan.prefill if not work.samples}))
+            silent = {work.seq for work in plan.prefill if not work.samples}
+            self._steps.append((plan.step, not plan.prefill, silent))
 
     def _step_done(self, done: StepDone, view: View) -> None:
-        step, silent = self._steps.popleft()
+        step, decodes, silent = self._steps.popleft()
         while step != done.step:  # steps that this policy did not see planned
-            step, silent = self._steps.popleft()
-        jobs, now, duration, tokens = self._jobs, done.now, done.duration, 0
+            step, decodes, silent = self._steps.popleft()
+        jobs, growth, now, duration, tokens = self._jobs, self._growth, done.now, done.duration, 0
+        if decodes:
+            known = self._step(view)
+            self._decode_s = known * NUDGE if duration > known else known / NUDGE
+        first = self._first_quantum(view)
         for result in done.results:
             job = jobs.get(result.seq)
             if job is None:
@@ -131,25 +162,52 @@ class SkipJoinMLFQ(Policy):
             tokens += result.tokens
             job.ran = now
             job.used += duration
-            if job.used > job.quantum:
+            if job.used > first * growth[job.level]:
                 self._sink(job)
         self._tokens += tokens
         for result in done.results:
             if result.finished:
+                self._know_job(result.seq, now)
                 self._forget(result.seq)
         for seq in sorted(silent & jobs.keys()):
             job = jobs[seq]
             job.ran = now
             job.used += duration
-            if job.used > job.quantum:
+            if job.used > first * growth[job.level]:
                 self._sink(job)
         self._until_check -= 1
-        if self._until_check <= 0 and not self._unlooked:
-            self._until_check = self.check_every
-            self._since = view.now - self.starve_s
+        if self._until_check <= 0:
+            self._check(view)
+        self._lift_the_starved()
+
+    def _know_job(self, seq: SeqId, now: float) -> None:
+        """One has ended."""
+        job = self._jobs.get(seq)
+        if job is not None:
+            took = now - job.seq.arrival
+            self._job_s = took if self._job_s == inf else self._job_s + (took - self._job_s) / RECENT_JOBS
+
+    def _check(self, view: View) -> None:
+        """Goes on with those that the check before did not come to, else with all who wait below the top."""
+        self._until_check = self.check_every
+        self._since = view.now - self._starvation(view)
+        tile_s = PAGE_TOKENS * cost(view, "prefill_token_s")
+        self._lifts = max(1.0, LIFT_SHARE * (view.now - self._checked) / tile_s) if tile_s else inf
+        self._checked = view.now
+        if not self._unlooked:
             for queue in (*self._queues[1:], *self._new[1:]):
                 self._unlooked.extend(queue)
-        self._lift_the_starved()
+
+    def _first_quantum(self, view: View) -> float:
+        return self._step(view) if self.first_quantum_s is None else self.first_quantum_s
+
+    def _starvation(self, view: View) -> float:
+        """inf while no job has finished: those that compute will."""
+        return STARVE_JOBS * self._job_s if self.starve_s is None else self.starve_s
+
+    def _step(self, view: View) -> float:
+        """Seconds of a step that only decodes."""
+        return self._decode_s or decode_s(view, 1, 0)
 
     def _sink(self, job: Job) -> None:
         queue, seq = self._queue(job), job.seq
@@ -161,16 +219,19 @@ class SkipJoinMLFQ(Policy):
 
     def _lift_the_starved(self) -> None:
         """The next few of those that waited at the last check: all of them may be starved."""
-        for _ in range(min(LOOKED_AT, len(self._unlooked))):
+        for _ in range(min(LOOKED_AT, len(self._unlooked)) if self._lifts >= 1 else 0):
             seq = self._unlooked.popleft()
             job = self._jobs.get(seq.id)
             if job is not None and job.ran <= self._since and seq.id in (queue := self._queue(job)):
                 queue.discard(seq.id)
                 self._set_level(job, 0)
                 self._wait(job, front=False)
+                self._lifts -= 1
+                if self._lifts < 1:
+                    return
 
     def _set_level(self, job: Job, level: int) -> None:
-        job.level, job.quantum, job.used = level, self._quanta[level], 0.0
+        job.level, job.used = level, 0.0
 
     def _wait(self, job: Job, front: bool) -> None:
         self._stamp += 1
