@@ -1,12 +1,14 @@
 """Do policies gain in the engine what the simulator promises? Two policies in turn (A B A B) on the same arrivals.
 
-    python benchmarks/policy_effect.py --json out.json        # all cases: five minutes of a machine that does only this
-    python benchmarks/policy_effect.py --case heavy-tail --seconds 30 --rounds 4
-    python benchmarks/policy_effect.py --seconds 3 --rounds 1    # does it run?
+    python benchmarks/policy_effect.py --json out.json        # all cases: nine minutes of a machine that does only this
+    python benchmarks/policy_effect.py --case heavy-tail --rounds 4
+    python benchmarks/policy_effect.py --share 0.2 --rounds 1    # does it run?
 
-Both are played in the engine with the bundled model and simulated with a profile of it (taken first where --profile
-names no file that is there), on the same arrivals and seeds. Gain: the baseline's figure by the policy's, less 1. Bar:
-half of the gain that the simulation promises; where that promises less than 5 %, there is nothing to confirm.
+Both are played in the engine with the bundled model and simulated with a profile of it (taken first where --profiles
+has none), on the same arrivals and seeds. Gain: the baseline's figure by the policy's, less 1. Bar: half of the gain
+that the simulation promises; where that promises less than 5 %, there is nothing to confirm.
+
+A case is a number of jobs at a load of the machine, not seconds: an engine that is twice as fast gets the same queue.
 """
 
 from __future__ import annotations
@@ -24,44 +26,47 @@ from jaxserve.cli.player import CLOCKS
 from jaxserve.engine.platform import select_platform
 from jaxserve.sim import traces
 from jaxserve.sim.machine import Machine
+from jaxserve.sim.profile import Profile
 from jaxserve.sim.report import aligned
 from jaxserve.sim.sweep import PolicySpec, Setting, capacity
 from jaxserve.sim.workload import Trace, poisson, sample
 
 BAR = 0.5
 NOTHING = 0.05
+COMMON = {"max_num_batched_tokens": 256, "max_model_len": 2048}
 OPTIONS = {
-    "max_num_seqs": 4,
-    "max_num_batched_tokens": 256,
-    "max_model_len": 2048,
-    "kv_cache_memory": "24MiB",
+    4: {"max_num_seqs": 4, "kv_cache_memory": "24MiB", **COMMON},
+    16: {"max_num_seqs": 16, "kv_cache_memory": "128MiB", **COMMON},
 }
+"""By slots. Memory: what so many sequences need at most."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """`load`: None for all at once. `scale`: of lengths, for a model with 4,096 positions. `stretch`: of --seconds."""
+    """`load`: None for all at once. `scale`: of lengths, for a model with 4,096 positions."""
 
     trace: str
     policy: str
     figure: str
+    jobs: int
     load: float | None = 1.0
     baseline: str = "fcfs"
     scale: float = 1.0
-    stretch: float = 1.0
+    slots: int = 4
 
-    def arrivals(self, machine: Machine, seconds: float, seed: int) -> Trace:
+    def arrivals(self, machine: Machine, share: float, seed: int) -> Trace:
         trace = fitting(traces.load(self.trace).shrunk(self.scale), machine)
+        jobs = max(20, round(share * self.jobs))
         if self.load is None:
-            return sample(trace, len(trace.jobs), 1e6, seed, lambda draw: 0.0)
+            return sample(trace, jobs, 1e6, seed, lambda draw: 0.0)
         rate = self.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
-        return sample(trace, max(20, round(rate * seconds * self.stretch)), rate, seed, poisson)
+        return sample(trace, jobs, rate, seed, poisson)
 
 
 CASES = {
-    # Above capacity, and long enough to have a queue.
-    "heavy-tail": Case("heavy-tail", "mlfq", "jct_mean_s", load=1.2, scale=0.5, stretch=1.6),
-    "documents": Case("long-prompts", "sarathi", "tbt_p99_s", load=0.8, scale=0.15),
+    # Above capacity, and long enough to have a queue. Sixteen slots: who sinks needs memory while others pass.
+    "heavy-tail": Case("heavy-tail", "mlfq", "jct_mean_s", jobs=800, load=1.2, scale=0.5, slots=16),
+    "documents": Case("long-prompts", "sarathi", "tbt_p99_s", jobs=120, load=0.8, scale=0.15),
     # Contexts of some ten sessions are what memory holds, and tools are quick. What it costs to lose them shows when
     # more are under way, which takes a while: of 24 sessions nobody gains anything.
     "agents": Case(
@@ -69,14 +74,15 @@ CASES = {
         "output=lognormal/8/0.5/64",
         "continuum",
         "jct_mean_s",
+        jobs=130,
         load=1.2,
-        stretch=5.0,
     ),
     # Prefixes of 15,000 tokens together, more than the cache holds.
     "offline": Case(
         "shared-prefix:jobs=100,groups=15,prefix=1000,prompt=lognormal/50/0.5/200,output=lognormal/16/0.5/64",
         "batchllm",
         "makespan_s",
+        jobs=100,
         load=None,
     ),
 }
@@ -85,9 +91,9 @@ CASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES), help="default: all")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals in a run (default 10)")
+    parser.add_argument("--share", type=float, default=1.0, help="of each case's jobs (default 1)")
     parser.add_argument("--rounds", type=int, default=2, help="seeds: each is run under both policies (default 2)")
-    parser.add_argument("--profile", type=Path, help="use this profile, or write it there")
+    parser.add_argument("--profiles", type=Path, metavar="FOLDER", help="use SLOTS.json in it, or write it there")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--clock",
@@ -97,22 +103,28 @@ def main() -> None:
     )
     args = parser.parse_args()
     select_platform("cpu")
-    profile = profile_at(args.profile, OPTIONS, 3, args.clock)
-    machine = profile.machine()
-    engines: dict[str, Engine] = {}
+    if args.profiles is not None:
+        args.profiles.mkdir(parents=True, exist_ok=True)
+    profiles: dict[int, Profile] = {}
+    engines: dict[tuple[str, int], Engine] = {}
     rows, runs = [["case", "figure", "engine", "", "simulated", "", "gain in engine", "simulated", "share", "bar"]], []
     for name in args.case:
         case = CASES[name]
+        slots, options = case.slots, OPTIONS[case.slots]
+        if slots not in profiles:
+            path = args.profiles / f"{slots}.json" if args.profiles is not None else None
+            profiles[slots] = profile_at(path, options, 5, args.clock)
+        machine = profiles[slots].machine()
         specs = [PolicySpec.parse(text) for text in (case.baseline, case.policy)]
         for spec in specs:
-            if spec.text not in engines:
-                engines[spec.text] = Engine(OPTIONS, spec, args.clock)
+            if (spec.text, slots) not in engines:
+                engines[spec.text, slots] = Engine(options, spec, args.clock)
         found: list[list[float]] = []
         for seed in range(args.rounds):
-            arrivals = case.arrivals(machine, args.seconds, seed)
+            arrivals = case.arrivals(machine, args.share, seed)
             print(f"{name}, round {seed + 1}: {len(arrivals.jobs)} jobs", file=sys.stderr, flush=True)
-            played = [engines[spec.text].play(arrivals) for spec in specs]
-            paces = [one.beat_s / profile.beat_s for one in played]
+            played = [engines[spec.text, slots].play(arrivals) for spec in specs]
+            paces = [one.beat_s / profiles[slots].beat_s for one in played]
             promised = [predict(machine, spec, arrivals, pace) for spec, pace in zip(specs, paces, strict=True)]
             found.append([one.figures[case.figure] for one in (*played, *promised)])
             runs.append(

@@ -31,6 +31,8 @@ PROBES = 8
 PAUSE_S = 0.005
 """Between two prompts of a session: the work of taking one in is not to fall into the step that shows what tiles leave
 behind."""
+SHORT_TILE = 16
+"""Tokens of tiles that are mostly padding: whether that costs anything where much is read."""
 CLIENT_TURNS = 4
 CLIENT_OUTPUT = (8, 40)
 LONGEST_CLIENT = 4096
@@ -136,7 +138,8 @@ def measure(
 def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> Iterator[tuple[str, list[Job]]]:
     """What to run. Every decode width at every context that fits, with all rows alike and with one long one: what is
     read in all and the longest walk must differ somewhere, or no fit can tell what each costs. Every tile bucket beside
-    no, few and many rows, deeper and deeper into a prompt. Then service: clients of all lengths that come and go."""
+    no, few and many rows, deeper and deeper into a prompt, and tiles of few tokens there. Then service: clients of all
+    lengths that come and go."""
     lengths = contexts or [n for n in (64, 256, 1024, 4096, 16384) if n < shape.max_len]
     for context in lengths:
         for width in shape.decode:
@@ -156,6 +159,10 @@ def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> It
             if rows < shape.slots and prompts:
                 session = _session(prompts, [1] * len(prompts), 0, PAUSE_S)
                 yield f"{tiles} tiles beside {rows} rows", [*decoders, session]
+    ends = _depths(shape.tiles[-1], min(shape.max_len - SHORT_TILE - 1, kv_tokens // 2))
+    if ends:
+        turns = tuple(Turn(length + SHORT_TILE, 1) for length in ends)
+        yield f"prompts that end with a tile of {SHORT_TILE} tokens", [Job(arrival=0.0, turns=turns)]
     for width in shape.decode:
         longest = min(shape.max_len, kv_tokens // width - PAGE_TOKENS, LONGEST_CLIENT)
         if longest > 2 * PAGE_TOKENS:

@@ -125,7 +125,8 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
         few, many = min(tiled), max(tiled)
         per_row = (pure[most] - pure[least]) / (most - least) if most > least else 0.0
         per_tile = (tiled[many] - tiled[few]) / (many - few) if many > few else tiled[many]
-        own = self.terms.get("tile context", 0.0)  # what a tile reads of itself
+        # What a tile reads of itself: all of it, by half of its tokens.
+        own = self.terms.get("tile context", 0.0) + self.terms.get("tile pairs", 0.0) / 2
         return {
             "step_s": pure[least],
             "prefill_token_s": per_tile / PAGE_TOKENS + own,
@@ -145,9 +146,10 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 def terms_of(step: Features) -> list[tuple[str, float]]:
     """A step as (name, amount) of each term that it has.
 
-    Attention has two terms for rows and two for tiles, because kernels differ in what costs: the tokens really read, or
-    the longest walk, for which all others wait. How much a step of that walk costs is a property of the program's
-    width: rows of the reference walk together, whether they still see something or not.
+    Attention has two terms for rows and three for tiles, because kernels differ in what costs: the tokens really read,
+    for every query of a tile or for those that are not padding (`tile pairs`, in tokens read by a full tile), or the
+    longest walk, for which all others wait. How much a step of that walk costs is a property of the program's width:
+    rows of the reference walk together, whether they still see something or not.
     """
     rows, tiles = step.bucket
     terms: list[tuple[str, float]] = [(f"forward[{rows},{tiles}]", 1.0)]
@@ -162,5 +164,6 @@ def terms_of(step: Features) -> list[tuple[str, float]]:
         terms.append(("after tiles", 1.0))
     if tiles:
         terms.append(("tile context", step.tile_context))
+        terms.append(("tile pairs", step.tile_pairs / (2 * PAGE_TOKENS)))
         terms.append(("tile walk", step.tile_longest))
     return terms

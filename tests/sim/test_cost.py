@@ -63,7 +63,14 @@ def test_a_step_after_tiles_finds_nothing_in_the_caches():
     """The simulator prices it as the profile does: by the step that was launched before."""
     terms = {f"forward[{rows},{tiles}]": 0.01 for rows in (1, 2, 4) for tiles in (0, 1, 2, 4)}
     terms |= {f"head[{rows}]": 0.0 for rows in (1, 4, 5, 8)} | {f"walk[{rows}]": 0.0 for rows in (1, 2, 4)}
-    terms |= {"admit": 0.0, "context": 0.0, "tile context": 0.0, "tile walk": 0.0, "after tiles": 0.005}
+    terms |= {
+        "admit": 0.0,
+        "context": 0.0,
+        "tile context": 0.0,
+        "tile pairs": 0.0,
+        "tile walk": 0.0,
+        "after tiles": 0.005,
+    }
     priced = dataclasses.replace(machine(), cost=Fitted(terms=terms))
     run = Simulation(jobs((0.0, 64, 4)), priced, partial(make_policy, "sarathi")).run()
     assert run.served[0].first == pytest.approx(0.01)

@@ -41,7 +41,10 @@ def steps(draw: random.Random, count: int) -> list[Features]:
     made = []
     for _ in range(count):
         rows, tiles = draw.choice([(1, 0), (4, 0), (16, 0), (4, 1), (4, 2), (16, 4)])
-        longest = draw.randint(1, 900)
+        longest, depth = draw.randint(1, 900), draw.randint(0, 500)
+        # One tile of few tokens, the others full.
+        last = draw.choice([16, 64])
+        ends = [depth + 64] * (tiles - 1) + [depth + last] * (tiles > 0)
         made.append(
             Features(
                 bucket=(rows, tiles),
@@ -49,9 +52,9 @@ def steps(draw: random.Random, count: int) -> list[Features]:
                 admits=draw.randint(0, 2) if tiles else 0,
                 context=longest * rows // 2,
                 longest=longest,
-                tile_context=draw.randint(64, 500) * tiles,
-                tile_longest=draw.randint(64, 564) if tiles else 0,
-                tile_pairs=0,
+                tile_context=sum(ends),
+                tile_longest=max(ends, default=0),
+                tile_pairs=sum(end**2 - depth**2 for end in ends),
                 after_tiles=int(not tiles and draw.random() < 0.2),
             )
         )
@@ -98,7 +101,7 @@ def test_the_grid_tells_what_is_read_from_how_far_it_is_walked():
     truth = {f"forward[{rows},{tiles}]": 1e-3 * (1 + rows / 8 + 4 * tiles) for rows, tiles in SHAPE.forward_buckets()}
     truth |= {f"head[{rows}]": 1e-4 * rows for rows in SHAPE.head_rows}
     truth |= {"walk[1]": 3e-7, "walk[4]": 9e-7, "walk[16]": 4e-6, "context": 2e-7}
-    truth |= {"tile context": 7e-6, "tile walk": 1e-6, "admit": 3e-4, "after tiles": 7e-4}
+    truth |= {"tile context": 7e-6, "tile pairs": 3e-6, "tile walk": 1e-6, "admit": 3e-4, "after tiles": 7e-4}
     cost = Fitted(terms=truth)
     limits = replace(published().limits, **SHAPE.bounds)
     machine = dataclasses.replace(published(), shape=SHAPE, limits=limits, cost=cost).with_kv_tokens(40_000)
