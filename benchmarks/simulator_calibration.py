@@ -145,7 +145,8 @@ def main() -> None:
     policies = [PolicySpec.parse(text) for text in args.policy]
     engines = {policy.text: Engine(options, policy, args.clock) for policy in policies}
     head = ["trace, policy", "pace", "own", "step ms", "simulated", "p99 JCT s", "simulated", "mean JCT s", "simulated"]
-    rows, results, verdicts, steps = [head], [], [], []
+    rows, results, verdicts = [head], [], []
+    steps: list[Timed] = []
     for name in args.trace:
         trace = fitting(traces.load(name).shrunk(TRACES[name]), machine)
         rate = args.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))

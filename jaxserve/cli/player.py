@@ -86,7 +86,7 @@ class TracePlayer(Inbox):
         self._start: float | None = None
         self._due: list[tuple[float, int, int, int]] = []
         self._entered = count()
-        self._open: dict[str, tuple[Served, int]] = {}
+        self._open: dict[str, tuple[Served, int, float]] = {}
         self._last: dict[str, float] = {}
         self._prompts = {
             (number, index): prompt_tokens(job, index, number)
@@ -153,7 +153,7 @@ class TracePlayer(Inbox):
                 last_turn=index == len(turns) - 1,
             )
             self.run.served.append(served)
-            self._open[request.id] = served, number
+            self._open[request.id] = served, number, now
             messages.append(Submit(request=request))
         return messages
 
@@ -170,12 +170,12 @@ class TracePlayer(Inbox):
             return
         now = self.now
         for delta in message.deltas:
-            served, number = self._open[delta.id]
+            served, number, taken = self._open[delta.id]
             if delta.error is not None:
                 raise ValueError(f"request {delta.id}: {delta.error}")
             before = self._last.get(delta.id)
             if before is None:
-                served.first, served.started = now, served.arrival + delta.queued_s
+                served.first, served.started = now, taken + delta.queued_s
                 served.cached = delta.cached_tokens
             else:
                 self.run.gaps.add(now - before)

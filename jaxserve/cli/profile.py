@@ -57,7 +57,7 @@ def parser() -> Parser:
     group.add_argument(
         "-o", "--output", type=Path, default=Path("profile.json"), metavar="FILE", help="Default: profile.json."
     )
-    group.add_argument("--rounds", type=int, default=2, metavar="N", help="How often the grid is run. Default: 2.")
+    group.add_argument("--rounds", type=int, default=5, metavar="N", help="How often the grid is run. Default: 5.")
     group.add_argument(
         "--contexts",
         type=int,
@@ -105,7 +105,7 @@ def _from_record(config: EngineConfig, path: Path) -> Profile:
 
 def measure(
     config: EngineConfig,
-    rounds: int = 2,
+    rounds: int = 5,
     contexts: Sequence[int] = (),
     say: Callable[[str], None] = lambda _: None,
     clock: str = "wall",
