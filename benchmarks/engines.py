@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxserve.cli.metronome import Metronome
+from jaxserve.cli.metronome import Metronome, SmallEngine
 from jaxserve.cli.player import CLOCKS, TracePlayer
 from jaxserve.cli.profile import measure
 from jaxserve.config import EngineConfig
@@ -74,7 +74,8 @@ class Engine:
         )
         self._core = load_core(config, self._player, self._player.emit, lambda _: None, self._player.clock)
         self._shape = EngineShape.of(config, self._core.ready.limits.max_model_len, on_gpu=False)
-        self._metronome = Metronome(self._core, self._player.clock, self._shape)
+        self._small = SmallEngine(config)
+        self._metronome = Metronome(self._core, self._player.clock, self._small)
         self._seen = 0
         self.play(sample(traces.load(WARM_UP), 40, 100.0, 0, poisson))
         self.play(sample(traces.load(SMALL), 40, 40.0, 0, poisson))
@@ -93,6 +94,7 @@ class Engine:
 
     def close(self) -> None:
         self._core.close()
+        self._small.close()
         self._folder.cleanup()
 
 

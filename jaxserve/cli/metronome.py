@@ -8,25 +8,63 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from jaxserve.cli.player import Clock
-from jaxserve.engine.shapes import EngineShape
+from jaxserve.config import EngineConfig
+from jaxserve.engine.inbox import Inbox
+from jaxserve.types import Request, SamplingParams, Submit
 
-EVERY = 32
-"""Steps between two beats: a tenth of the time goes to them."""
-DECODES = 3
-"""Decode steps in a beat; with the smallest of prefill, about as much time for either."""
+EVERY = 48
+"""Steps between two beats: some tenth of the time goes to these."""
 NEAR = 16
 """Beats from which the pace at a step is told: about a second. One alone is as noisy as a step."""
 LONGEST = 3.0
 """Of a beat that took longer than so many usual ones, no more than that counts: it was interrupted."""
+SMALL = {
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 64,
+    "max_model_len": 256,
+    "kv_cache_memory": "8MiB",
+    "enable_prefix_caching": False,
+    "wait_for_buckets": True,
+}
+REQUESTS, PROMPT, OUTPUT = 2, 64, 8
+
+
+class SmallEngine:
+    """An engine of the bundled model, whatever is profiled. A call serves the same requests: as much time goes to their
+    prompts as to their answers."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """`config`: of the engine that is profiled, for the device and the folder of compiled programs."""
+        from jaxserve.engine.load import load_core
+
+        runtime = config.runtime
+        small = EngineConfig.of(device=runtime.device, compile_cache=runtime.compile_cache, **SMALL)
+        self._inbox = Inbox()
+        self._core = load_core(small, self._inbox, lambda _: None, lambda _: None)
+        self._calls = 0
+        self()
+
+    def __call__(self) -> None:
+        params = SamplingParams(max_tokens=OUTPUT, temperature=0.0, seed=0, ignore_eos=True)
+        for number in range(REQUESTS):
+            prompt = [300 + (number + place) % 100 for place in range(PROMPT)]
+            request = Request(id=f"{self._calls}/{number}", prompt=prompt, params=params, stream=False)
+            self._inbox.put(Submit(request=request))
+        self._calls += 1
+        while self._core.step():
+            pass
+
+    def close(self) -> None:
+        self._core.close()
 
 
 class Core(Protocol):
     def step(self) -> bool: ...
     def settle(self) -> None: ...
-    def blank_step(self, rows: int, tiles: int) -> None: ...
 
 
 class Beat(NamedTuple):
@@ -38,12 +76,12 @@ class Beat(NamedTuple):
 class Metronome:
     """Steps a core from its first step on. `clock`, the core's, stands still during a beat."""
 
-    def __init__(self, core: Core, clock: Clock, shape: EngineShape) -> None:
+    def __init__(self, core: Core, clock: Clock, work: Callable[[], None]) -> None:
+        """`work`: what is done in a beat."""
         self.beats: list[Beat] = []
         self._core = core
         self._clock = clock
-        self._decode = (shape.decode[-1], 0)
-        self._mixed = (shape.mixed_decode[0], shape.tiles[0])
+        self._work = work
         self._steps = 0
 
     def step(self) -> bool:
@@ -55,9 +93,7 @@ class Metronome:
     def _beat(self) -> None:
         self._core.settle()
         began = self._clock()
-        for _ in range(DECODES):
-            self._core.blank_step(*self._decode)
-        self._core.blank_step(*self._mixed)
+        self._work()
         seconds = self._clock() - began
         self._clock.forget(seconds)
         self.beats.append(Beat(self._steps, seconds))

@@ -111,7 +111,7 @@ def measure(
     clock: str = "wall",
 ) -> Profile:
     """Profiles an engine in this process. All its programs are compiled first. `clock`: one of player.CLOCKS."""
-    from jaxserve.cli.metronome import Metronome
+    from jaxserve.cli.metronome import Metronome, SmallEngine
     from jaxserve.cli.player import CLOCKS, TracePlayer
     from jaxserve.engine.load import load_core
 
@@ -123,7 +123,8 @@ def measure(
         gc.collect()
         gc.freeze()  # as the engine's own process does
         shape = _shape(config, core.ready.limits.max_model_len)
-        metronome = Metronome(core, player.clock, shape)
+        small = SmallEngine(config)
+        metronome = Metronome(core, player.clock, small)
         kv_tokens = min(core.ready.num_pages) * PAGE_TOKENS
         cells = [cell for _ in range(rounds) for cell in grid(shape, kv_tokens, contexts)]
         for number, (name, jobs) in enumerate(cells, 1):
@@ -132,17 +133,19 @@ def measure(
             player.put(Control(verb="reset_prefix_cache"))
             player.play(metronome, jobs)
         core.close()
+        small.close()
         return _profile(config, record.read_bytes(), metronome.pace, metronome.beat_s())
 
 
 def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> Iterator[tuple[str, list[Job]]]:
-    """What to run. Every decode width at every context that fits, with all rows alike and with one long one: what is
-    read in all and the longest walk must differ somewhere, or no fit can tell what each costs. Every tile bucket beside
-    no, few and many rows, deeper and deeper into a prompt, and tiles of few tokens there. Then service: clients of all
-    lengths that come and go."""
+    """What to run. Every decode width, full and almost empty, at every context that fits, with all rows alike and with one
+    long one: what is read in all and the longest walk must differ somewhere, or no fit can tell what each costs. Every
+    tile bucket beside no, few and many rows, deeper and deeper into a prompt, and tiles of few tokens there. Then
+    service: clients of all lengths that come and go."""
     lengths = contexts or [n for n in (64, 256, 1024, 4096, 16384) if n < shape.max_len]
+    widths = sorted({*shape.decode, *(width + 1 for width in shape.decode[:-1])})
     for context in lengths:
-        for width in shape.decode:
+        for width in widths:
             # While the prompts are computed, a few tiles a step, those that are done go on decoding.
             steps = DECODE_STEPS + -(-width * -(-context // PAGE_TOKENS) // shape.tiles[-1])
             if context + steps <= shape.max_len and width * (context + steps + PAGE_TOKENS) <= kv_tokens:

@@ -161,11 +161,6 @@ class EngineCore:
         """Waits until the device has computed all that was launched. Between two steps only."""
         self._runner.settle()
 
-    def blank_step(self, rows: int, tiles: int) -> None:
-        """Has the device compute a step of padding alone, of that bucket, and waits for it. Nothing else changes: how
-        long it takes tells how fast the machine is. Between two steps only."""
-        self._runner.blank_step(rows, tiles)
-
     def _say_policy_error(self, now: float) -> None:
         """A policy that fails once may fail at every step: the metric counts, the log says it now and then."""
         self._policy_error = error = self._scheduler.policy_error

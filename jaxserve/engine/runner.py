@@ -135,13 +135,6 @@ class Runner:
         """Waits for everything that was launched."""
         jax.block_until_ready(self._slots)
 
-    def blank_step(self, rows: int, tiles: int) -> None:
-        """A forward of padding, and waits for it: every slot and page stays what it is."""
-        batch = self._functions.forward_layout(rows, tiles).blank(self._shape.slots)
-        name = forward_name(rows, tiles)
-        self._kv, self._slots, done = self._call(name, self._params, self._kv, self._slots, batch)
-        jax.block_until_ready(done)
-
     def check(self, request: Request) -> None:
         """ValueError if the slots cannot hold what `request` asks for."""
         pack_extras(self._functions.slot_layout, request.params, (), request.banned)

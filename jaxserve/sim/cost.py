@@ -35,6 +35,9 @@ class Features(NamedTuple):
     """Query-key pairs of causal prefill attention: the sum over tiles of end^2 - start^2."""
     after_tiles: int = 0
     """1: this step has no tiles, and the one before it had. What it reads is no longer in any cache."""
+    rows: int = 0
+    tile_tokens: int = 0
+    """Decode rows and tokens of tiles without padding."""
 
 
 def features(plan: Plan, shape: EngineShape, before: Plan | None = None) -> Features:
@@ -42,19 +45,21 @@ def features(plan: Plan, shape: EngineShape, before: Plan | None = None) -> Feat
     rows, tiles = plan.decode, plan.prefill
     bucket = shape.holding(len(rows), len(tiles))[0]
     sampled = len(rows)
-    context = longest = tile_context = tile_longest = pairs = 0
+    context = longest = tile_context = tile_longest = pairs = tokens = 0
     if rows:
         starts = [work.start for work in rows]
         context, longest = sum(starts) + len(rows), max(starts) + 1
     for work in tiles:
         start, count = work.start, work.count
         sampled += work.samples
+        tokens += count
         tile_context += start + count
         pairs += (2 * start + count) * count
         tile_longest = max(tile_longest, start + count)
     head = fit(shape.head_rows, sampled) if sampled else 0
     cold = int(not tiles and before is not None and bool(before.prefill))
-    return Features(bucket, head, len(plan.admits), context, longest, tile_context, tile_longest, pairs, cold)
+    admits = len(plan.admits)
+    return Features(bucket, head, admits, context, longest, tile_context, tile_longest, pairs, cold, len(rows), tokens)
 
 
 class CostModel(Protocol):
@@ -127,10 +132,11 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
         per_tile = (tiled[many] - tiled[few]) / (many - few) if many > few else tiled[many]
         # What a tile reads of itself: all of it, by half of its tokens.
         own = self.terms.get("tile context", 0.0) + self.terms.get("tile pairs", 0.0) / 2
+        own += self.terms.get("tile tokens", 0.0)
         return {
             "step_s": pure[least],
             "prefill_token_s": per_tile / PAGE_TOKENS + own,
-            "decode_row_s": per_row,
+            "decode_row_s": per_row + self.terms.get("rows", 0.0),
             "context_token_s": self.terms["context"] + self.terms[f"walk[{most}]"] / most,
         }
 
@@ -146,6 +152,9 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 def terms_of(step: Features) -> list[tuple[str, float]]:
     """A step as (name, amount) of each term that it has.
 
+    A program takes its time whatever it computes, and some more for each row and token that is not padding: nothing where
+    padding is computed like everything else.
+
     Attention has two terms for rows and three for tiles, because kernels differ in what costs: the tokens really read,
     for every query of a tile or for those that are not padding (`tile pairs`, in tokens read by a full tile), or the
     longest walk, for which all others wait. How much a step of that walk costs is a property of the program's width:
@@ -158,11 +167,13 @@ def terms_of(step: Features) -> list[tuple[str, float]]:
     if step.admits:
         terms.append(("admit", step.admits))
     if step.context:
+        terms.append(("rows", step.rows))
         terms.append(("context", step.context))
         terms.append((f"walk[{rows}]", step.longest))
     if step.after_tiles:
         terms.append(("after tiles", 1.0))
     if tiles:
+        terms.append(("tile tokens", step.tile_tokens))
         terms.append(("tile context", step.tile_context))
         terms.append(("tile pairs", step.tile_pairs / (2 * PAGE_TOKENS)))
         terms.append(("tile walk", step.tile_longest))

@@ -144,6 +144,8 @@ def grouped(steps: Iterable[Timed]) -> list[Timed]:
             step.tile_longest // PAGE_TOKENS,
             step.tile_context // (4 * PAGE_TOKENS),
             step.after_tiles,
+            step.rows,
+            step.tile_tokens // PAGE_TOKENS,
         )
         groups.setdefault(key, []).append(timed)
     return [_merged(group) for group in groups.values()]
@@ -207,7 +209,7 @@ def make_profile(
     pace: Callable[[int], float] = lambda step: 1.0,
     beat_s: float = 0.0,
 ) -> Profile:
-    """The profile of a recorded run of an engine with these shapes. `pace`: see `timed_steps`, `beat_s`: see Profile."""
+    """The profile of a recorded run of an engine with these shapes; `pace` as in `timed_steps`, `beat_s` as in a Profile."""
     steps = grouped(timed_steps(record, shape, warm_up, pace))
     header = read_header(record)
     return Profile(

@@ -177,25 +177,6 @@ def test_swap_changes_no_token(policy: str, invariant: Driver, executables: str)
     assert tight.gauge("kv_cache_usage_perc") == 0 and tight.gauge("swap_usage_perc") == 0
 
 
-def test_blank_steps_change_no_token(driver: Driver) -> None:
-    """Steps of padding between steps, as the metronome makes them: with rows and tiles in flight."""
-    cases = prompts([150, 30, 80], seed=11)
-    params = {"max_tokens": 40, "ignore_eos": True, "temperature": 0.8, "seed": 3}
-
-    def all_tokens(blank: bool) -> list[list[int]]:
-        driver.inbox.put(Control(verb="reset_prefix_cache"))
-        for index, prompt in enumerate(cases):
-            driver.submit(str(index), prompt, **params)
-        while blank and driver.core.step():
-            driver.core.settle()
-            driver.core.blank_step(8, 0)
-            driver.core.blank_step(8, 4)
-        answers = driver.run()
-        return [answers[str(i), 0].tokens for i in range(len(cases))]
-
-    assert all_tokens(blank=True) == all_tokens(blank=False)
-
-
 def test_speculation_changes_no_token(invariant: Driver, speculative: Driver) -> None:
     text = prompts([12], seed=8)[0] * 6
     cases = [text, prompts([90], seed=9)[0], text[:50]]

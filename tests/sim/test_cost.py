@@ -68,6 +68,8 @@ def test_a_step_after_tiles_finds_nothing_in_the_caches():
         "context": 0.0,
         "tile context": 0.0,
         "tile pairs": 0.0,
+        "tile tokens": 0.0,
+        "rows": 0.0,
         "tile walk": 0.0,
         "after tiles": 0.005,
     }

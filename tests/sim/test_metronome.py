@@ -7,16 +7,14 @@ from functools import partial
 
 import pytest
 
-from jaxserve.cli.metronome import DECODES, EVERY, NEAR, Metronome
-from jaxserve.engine.shapes import EngineShape
+from jaxserve.cli.metronome import EVERY, NEAR, Metronome
 from jaxserve.scheduler import make_policy
 from jaxserve.sim.cost import Features
 from jaxserve.sim.profile import grouped, timed_steps
 from jaxserve.sim.simulation import Simulation
 from tests.sim.machines import jobs, machine
 
-SHAPE = EngineShape(slots=16, max_len=1024, q=1, decode=(1, 4, 16), tiles=(1, 2, 4))
-STEP_S, BLANK_S = 0.01, 0.001
+STEP_S, BEAT_S = 0.01, 0.004
 
 
 class Clock:
@@ -36,13 +34,12 @@ class Clock:
 
 
 class Core:
-    """Steps and blank steps take their time, `slow(step)` times as long."""
+    """Steps, and what is done in a beat, take their time, `slow(step)` times as long."""
 
     def __init__(self, clock: Clock, slow=lambda step: 1.0) -> None:
         self.clock, self.slow = clock, slow
         self.steps = 0
         self.under_way = 0.0
-        self.blank: list[tuple[int, int]] = []
 
     def step(self) -> bool:
         self.settle()
@@ -54,16 +51,15 @@ class Core:
         self.clock.sleep(self.under_way)
         self.under_way = 0.0
 
-    def blank_step(self, rows: int, tiles: int) -> None:
+    def work(self) -> None:
         assert not self.under_way, "a beat began before the step was done"
-        self.blank.append((rows, tiles))
-        self.clock.sleep(BLANK_S * self.slow(self.steps))
+        self.clock.sleep(BEAT_S * self.slow(self.steps))
 
 
 def beat_for(steps: int, slow=lambda step: 1.0) -> tuple[Metronome, Core, Clock]:
     clock = Clock()
     core = Core(clock, slow)
-    metronome = Metronome(core, clock, SHAPE)
+    metronome = Metronome(core, clock, core.work)
     for _ in range(steps):
         assert metronome.step()
     core.settle()
@@ -71,25 +67,24 @@ def beat_for(steps: int, slow=lambda step: 1.0) -> tuple[Metronome, Core, Clock]
 
 
 def test_the_clock_stands_still_during_a_beat():
-    metronome, core, clock = beat_for(10 * EVERY)
+    metronome, _, clock = beat_for(10 * EVERY)
     assert clock() == pytest.approx(10 * EVERY * STEP_S)
     assert [beat.step for beat in metronome.beats] == list(range(0, 10 * EVERY, EVERY))
-    assert metronome.beat_s() == pytest.approx((DECODES + 1) * BLANK_S)
-    assert core.blank[: DECODES + 1] == [(16, 0)] * DECODES + [(4, 1)]
+    assert metronome.beat_s() == pytest.approx(BEAT_S)
 
 
 def test_pace_is_that_of_the_moment_and_of_a_run():
     half = 4 * NEAR * EVERY
     metronome, _, _ = beat_for(2 * half, slow=lambda step: 3.0 if step >= half else 1.0)
-    assert metronome.beat_s() == pytest.approx(2 * (DECODES + 1) * BLANK_S)
-    assert metronome.beat_s(4 * NEAR) == pytest.approx(3 * (DECODES + 1) * BLANK_S)
+    assert metronome.beat_s() == pytest.approx(2 * BEAT_S)
+    assert metronome.beat_s(4 * NEAR) == pytest.approx(3 * BEAT_S)
     assert [metronome.pace(step) for step in (0, half // 2)] == pytest.approx([0.5, 0.5])
     assert [metronome.pace(step) for step in (half + half // 2, 2 * half)] == pytest.approx([1.5, 1.5])
 
 
 def test_an_interrupted_beat_says_little():
     metronome, _, _ = beat_for(NEAR * EVERY, slow=lambda step: 500.0 if step == 3 * EVERY else 1.0)
-    assert metronome.beat_s() < 1.2 * (DECODES + 1) * BLANK_S
+    assert metronome.beat_s() < 1.2 * BEAT_S
 
 
 def test_a_profile_is_of_the_machine_at_its_mean_pace():
