@@ -9,9 +9,9 @@ step within 10 %, p99 within 20 %, and the same order of the policies by mean co
 
 Near saturation a percent of price is two of the mean step and five of a completion time, and a machine that shares its
 hardware is a tenth slower or faster from one run to the next. So a metronome (cli/metronome.py) goes while the profile
-is taken and during every run: a small engine serves the same two requests while the clock of the other stands still. By
-how much they take longer than in the profile is the `pace` of a run, and prices go with it. Nothing of it comes from the
-steps that are predicted; what these say themselves is the column `own`: what they took by what the profile says of them.
+is taken and during every run: a small engine serves the same two requests while the clock of the other stands still.
+By how much they take longer than in the profile is the `pace` of a run, and prices go with it. Nothing of it comes from
+the steps that are predicted; what these say themselves is the column `own`: what they took by the profile's prices.
 
 Order: one run cannot tell all policies apart. Two of them differ where the difference of their completion times, job by
 job, has a 95 % interval without zero, by the method of batch means (ten groups of consecutive jobs: neighbours share

@@ -138,12 +138,12 @@ def measure(
 
 
 def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> Iterator[tuple[str, list[Job]]]:
-    """What to run. Every decode width, full and almost empty, at every context that fits, with all rows alike and with one
-    long one: what is read in all and the longest walk must differ somewhere, or no fit can tell what each costs. Every
-    tile bucket beside no, few and many rows, deeper and deeper into a prompt, and tiles of few tokens there. Then
+    """What to run. Every decode width, full and almost empty, at every context that fits, with all rows alike and with
+    one long one: what is read in all and the longest walk must differ somewhere, or no fit can tell what each costs.
+    Every tile bucket beside no, few and many rows, deeper and deeper into a prompt, and tiles of few tokens there. Then
     service: clients of all lengths that come and go."""
     lengths = contexts or [n for n in (64, 256, 1024, 4096, 16384) if n < shape.max_len]
-    widths = sorted({*shape.decode, *(width + 1 for width in shape.decode[:-1])})
+    widths = sorted({1, *shape.decode, *(width + 1 for width in shape.decode[:-1])})
     for context in lengths:
         for width in widths:
             # While the prompts are computed, a few tiles a step, those that are done go on decoding.

@@ -152,8 +152,8 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True):
 def terms_of(step: Features) -> list[tuple[str, float]]:
     """A step as (name, amount) of each term that it has.
 
-    A program takes its time whatever it computes, and some more for each row and token that is not padding: nothing where
-    padding is computed like everything else.
+    A program takes its time whatever it computes, and some more for each row and token that is not padding: nothing
+    where padding is computed like everything else.
 
     Attention has two terms for rows and three for tiles, because kernels differ in what costs: the tokens really read,
     for every query of a tile or for those that are not padding (`tile pairs`, in tokens read by a full tile), or the
