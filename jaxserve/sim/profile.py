@@ -209,7 +209,7 @@ def make_profile(
     pace: Callable[[int], float] = lambda step: 1.0,
     beat_s: float = 0.0,
 ) -> Profile:
-    """The profile of a recorded run of an engine with these shapes. `pace`: see `timed_steps`; `beat_s`: see Profile."""
+    """The profile of a recorded run of an engine with these shapes. `pace` as in `timed_steps`, `beat_s` as kept."""
     steps = grouped(timed_steps(record, shape, warm_up, pace))
     header = read_header(record)
     return Profile(
