@@ -30,7 +30,7 @@ from jaxserve.models.config import DecoderConfig
 from jaxserve.models.native import native_params
 from jaxserve.quant import linear, quantize
 from jaxserve.sim.report import aligned
-from jaxserve.types import PAGE_TOKENS
+from jaxserve.types import PAGE_SIZES, PAGE_TOKENS
 from pallas_kernels.layouts import (
     Columns,
     EightBitColumns,
@@ -64,15 +64,21 @@ PAGES: dict[str, tuple[Any, Any]] = {
 
 
 def attention(
-    pages: str, config: DecoderConfig, rows: int, context: int, draw: np.random.Generator, tokens: int = 1
+    pages: str,
+    config: DecoderConfig,
+    rows: int,
+    context: int,
+    draw: np.random.Generator,
+    tokens: int = 1,
+    size: int = PAGE_TOKENS,
 ) -> Case:
-    """The last `tokens` of each row attend."""
-    count = -(-context // PAGE_TOKENS)
+    """The last `tokens` of each row attend. `size`: tokens of a page."""
+    count = -(-context // size)
     q = jnp.asarray(draw.normal(size=(rows, tokens, config.heads, config.head_dim)), jnp.float32)
     tables = jnp.asarray(draw.permutation(rows * count).reshape(rows, count), jnp.int32)
     positions = jnp.full(rows, context - tokens, jnp.int32)
     op = paged_decode if tokens == 1 else paged_prefill
-    shape = (rows * count, config.kv_heads, PAGE_TOKENS, config.head_dim)
+    shape = (rows * count, config.kv_heads, size, config.head_dim)
     kv = [jnp.asarray(draw.normal(size=(2, *shape)), jnp.bfloat16) for _ in range(config.layers)]
 
     def ready(backend: str, layout: Any) -> Callable[[], Any]:
@@ -136,7 +142,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=bundled.path(), help="folder; its config.json alone is read")
     parser.add_argument("--rows", type=int, default=16, help="sequences decoding; for products, tokens of a step")
     parser.add_argument("--context", type=int, default=640, help="tokens a sequence")
-    parser.add_argument("--tile", type=int, default=1, help="second table: query tokens a row; 64 is a prefill tile")
+    parser.add_argument(
+        "--tile", type=int, default=1, help="second table: query tokens a row; a page of them is a prefill tile"
+    )
+    parser.add_argument("--block-size", type=int, default=PAGE_TOKENS, choices=PAGE_SIZES, help="tokens of a page")
     parser.add_argument("--runs", type=int, default=50, help="of each side")
     args = parser.parse_args()
     if compiler() is None:
@@ -146,7 +155,7 @@ def main() -> None:
     layer = [(config.hidden, heads), (config.heads * config.head_dim, config.hidden)]
     layer += [(config.hidden, 2 * config.intermediate), (config.intermediate, config.hidden)]
     cases = [
-        attention("bf16", config, args.rows, args.context, draw),
+        attention("bf16", config, args.rows, args.context, draw, size=args.block_size),
         product("products of all layers, one by one", layer * config.layers, "panels", args.rows, draw),
         layers(config, args.rows),
         product("logits", [(config.hidden, config.vocab_size)], "table", args.rows, draw),
@@ -160,7 +169,7 @@ def main() -> None:
     print(aligned(table))
 
     names = list(PAGES)
-    shape = (config, args.rows, args.context, draw, args.tile)
+    shape = (config, args.rows, args.context, draw, args.tile, args.block_size)
     calls = [call for name in names for call in attention(name, *shape)[2:]]
     best = milliseconds(calls, args.runs)
     table = [["pages", "C ms", "XLA ms", "XLA / C", "C over bf16"]]

@@ -2,9 +2,10 @@
 
     python benchmarks/h200_kernels.py
 
-8B Llama's heads (32 of 8 KV heads, head_dim 128), pages of 64 tokens: decode with 64 rows, prefill with 8 tiles. Needs
-`pip install 'jaxserve[aot]'`, no GPU. The last column but one counts the PTX instructions of the longest loop, the one
-over pages, times the warps of a program: what a page of one head costs the schedulers. Says nothing about time.
+8B Llama's heads (32 of 8 KV heads, head_dim 128), pages and tiles of --block-size tokens: decode with 64 rows,
+prefill with 8 tiles. Needs `pip install 'jaxserve[aot]'`, no GPU. The last column but one counts the PTX instructions
+of the longest loop, the one over pages, times the warps of a program: what a page of one head costs the schedulers.
+Says nothing about time.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxserve.aot import compile_for, ptx, targets
+from jaxserve.types import PAGE_SIZES, PAGE_TOKENS
 from pallas_kernels.layouts import Dense, FloatRows, Kivi, Layout, hack
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
 
-HEADS, KV_HEADS, HEAD_DIM, PAGE_TOKENS, PAGES = 32, 8, 128, 64, 4096
+HEADS, KV_HEADS, HEAD_DIM, PAGES = 32, 8, 128, 4096
 LAYOUTS: dict[str, Layout] = {
     "bf16": Dense(jnp.bfloat16),
     "kivi4": Kivi(4),
@@ -51,15 +53,15 @@ def array(dtype: object, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def pool(layout: Layout, channels: tuple[int, ...]) -> object:
-    """One layer's pool."""
+def pool(layout: Layout, channels: tuple[int, ...], size: int) -> object:
+    """One layer's pool of pages of `size` tokens."""
     if isinstance(layout, Dense):
-        return layout.pool(PAGES, 1, KV_HEADS, PAGE_TOKENS, HEAD_DIM)
-    shapes = layout.shapes(KV_HEADS, PAGE_TOKENS, *channels)  # type: ignore[attr-defined]
+        return layout.pool(PAGES, 1, KV_HEADS, size, HEAD_DIM)
+    shapes = layout.shapes(KV_HEADS, size, *channels)  # type: ignore[attr-defined]
     return {name: array(one.dtype, PAGES, 1, *one.shape) for name, one in shapes.items()}
 
 
-def row(name: str, op, rows: int, q_tokens: int) -> str:
+def row(name: str, op, rows: int, q_tokens: int, size: int) -> str:
     layout, channels = LAYOUTS[name], CHANNELS.get(name, (HEAD_DIM, HEAD_DIM))
 
     def call(q, positions, counts, pool, tables):
@@ -69,7 +71,7 @@ def row(name: str, op, rows: int, q_tokens: int) -> str:
         array(jnp.bfloat16, rows, q_tokens, HEADS, channels[0]),
         array(jnp.int32, rows),
         array(jnp.int32, rows),
-        pool(layout, channels),
+        pool(layout, channels, size),
         array(jnp.int32, rows, 128),
     )
     bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(args[3])) // (PAGES * KV_HEADS)
@@ -109,13 +111,14 @@ def _short(kind: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
+    parser.add_argument("--block-size", type=int, default=PAGE_TOKENS, choices=PAGE_SIZES, help="tokens of a page")
     args = parser.parse_args()
     print(f"jax {jax.__version__}, target h200\n")
     print("| layout | kernel | bytes/page/head | threads | registers | spill B | shared B | loop x warps | MMA |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---|")
-    for op, rows, q_tokens in ((paged_decode, 64, 1), (paged_prefill, 8, PAGE_TOKENS)):
+    for op, rows, q_tokens in ((paged_decode, 64, 1), (paged_prefill, 8, args.block_size)):
         for name in args.layouts:
-            print(row(name, op, rows, q_tokens), flush=True)
+            print(row(name, op, rows, q_tokens, args.block_size), flush=True)
 
 
 if __name__ == "__main__":

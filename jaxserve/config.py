@@ -28,7 +28,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[Any] | None = None,
     parse: Callable[[str], Any] | None = None,
     low: float | None = None,
     high: float | None = None,
@@ -117,13 +117,20 @@ class CacheOptions:
         "are numbers (-1: the last), ranges, `sliding_window` or `full_attention`. In YAML: a mapping.",
         pairs=True,
     )
+    block_size: int = option(
+        64,
+        "Tokens of a KV page and of a prefill tile. 64 fits the kernels best. Smaller pages leave less of the last one "
+        "empty and more of a prompt to be found again; larger ones need fewer scales in sealed pages, whose 16-bit "
+        "pages are then longer too (docs/techniques/page-size.md).",
+        choices=(32, 64, 128),
+    )
     gpu_memory_utilization: float = option(0.9, "Share of the GPU's memory that the engine may use.", low=0.05, high=1)
     kv_cache_memory: int | None = option(
         None, "Bytes for the KV cache, instead of what is free. Default on a CPU: 256MiB.", parse=human_int, low=1
     )
     kv_sink_pages: int | None = option(
         None,
-        "Pages of 64 tokens at the front that formats with sealed pages keep in 16 bits. Default: 1.",
+        "Pages at the front that formats with sealed pages keep in 16 bits. Default: 1.",
         low=0,
         high=16,
     )
@@ -195,7 +202,7 @@ class SchedulerOptions:
         None, "Sequences running at once. Default: 256 on a GPU, 32 on a CPU.", parse=human_int, low=1, high=4096
     )
     max_num_batched_tokens: int | None = option(
-        None, "Token budget of a step. Default: 2048 on a GPU, 512 on a CPU.", parse=human_int, low=64
+        None, "Token budget of a step. Default: 2048 on a GPU, 512 on a CPU.", parse=human_int, low=1
     )
     max_queued_requests: int = option(
         2048, "Requests that may wait; more are refused with 503.", parse=human_int, low=1
@@ -248,7 +255,9 @@ class RuntimeOptions:
         (), "Numbers of decode rows to compile for. Default: 1, 4, 16, ... up to max_num_seqs."
     )
     tile_buckets: tuple[int, ...] = option(
-        (), "Numbers of 64-token prefill tiles to compile for. Default: 1, 2, 4, ... up to the token budget."
+        (),
+        "Numbers of prefill tiles, of --block-size tokens each, to compile for. Default: 1, 2, 4, ... up to the token "
+        "budget.",
     )
     compile_cache: str | None = option(None, "Folder for compiled programs. Default: ~/.cache/jaxserve. none: off.")
     record: str | None = option(None, "File to record scheduler events and plans in, for replay.")
@@ -413,7 +422,7 @@ def _scalar(flag: str, kind: Any, meta: Mapping[str, Any], value: Any) -> Any:
     except (TypeError, ValueError):
         raise ConfigError(f"{flag} {value!r} is not a valid {kind.__name__}") from None
     if meta["choices"] is not None and value not in meta["choices"]:
-        raise ConfigError(f"{flag} {value!r} is not one of {', '.join(meta['choices'])}")
+        raise ConfigError(f"{flag} {value!r} is not one of {', '.join(map(str, meta['choices']))}")
     if (meta["low"] is not None and value < meta["low"]) or (meta["high"] is not None and value > meta["high"]):
         bounds = f"at least {meta['low']}" if meta["high"] is None else f"between {meta['low']} and {meta['high']}"
         raise ConfigError(f"{flag} {value} must be {bounds}")
@@ -442,7 +451,9 @@ def add_arguments(parser: argparse.ArgumentParser, config: type) -> None:
             )
         else:
             metavar = (
-                "{" + ",".join(leaf.metadata["choices"]) + "}" if leaf.metadata["choices"] else kind.__name__.upper()
+                "{" + ",".join(map(str, leaf.metadata["choices"])) + "}"
+                if leaf.metadata["choices"]
+                else kind.__name__.upper()
             )
             group.add_argument(
                 flag,

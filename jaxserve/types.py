@@ -17,7 +17,11 @@ import msgspec
 from msgspec.structs import force_setattr
 
 PAGE_TOKENS = 64
-"""Tokens in a KV page, query tokens in a prefill tile, and the quantization partition along tokens."""
+"""Tokens in a KV page, query tokens in a prefill tile, and the quantization partition along tokens: these three are one
+number in an engine, and this one unless `--block-size` says otherwise."""
+
+PAGE_SIZES = (32, 64, 128)
+"""What it can be."""
 
 SeqId = int
 """One sequence inside an engine: one choice of one request. Assigned by the engine, never by a client."""
@@ -275,6 +279,7 @@ class KVGroup(Frozen):
     kv_heads: int
     head_dim: int
     window: int | None = None
+    page_tokens: int = PAGE_TOKENS
 
 
 class PageClass(Frozen):

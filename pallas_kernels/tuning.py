@@ -32,11 +32,14 @@ def decode_splits(rows: int, kv_heads: int) -> int:
 
 def prefill_launch(q_tokens: int, head_dim: int, dtype: jnp.dtype, arrays: Sequence[jax.Array]) -> Launch:
     """For a tile of `q_tokens` queries in `dtype` over a pool of `arrays`."""
+    block = min(q_tokens, 64)
     if any(array.dtype == jnp.uint8 for array in arrays):
         # Packed codes. Scaling and rounding a tile's rows takes registers: four warps spill at head_dim 128, and so do
-        # eight with pages loaded ahead.
-        return Launch(q_tokens, 4 if head_dim <= 64 else 8, 1)
+        # eight with pages loaded ahead. Pages of 128 tokens leave room for the rows of one MMA.
+        return Launch(16, 4, 1) if q_tokens > 64 else Launch(block, 4 if head_dim <= 64 else 8, 1)
     if jnp.dtype(dtype).itemsize > 2:
         # float32 products run on the scalar units, where a whole tile would not fit into the registers.
-        return Launch(min(q_tokens, 16), 8, 2)
-    return Launch(q_tokens, 4, 2)
+        return Launch(min(block, 16), 8, 2)
+    if q_tokens > 64 and any(array.dtype.itemsize == 1 for array in arrays):
+        return Launch(32, 4, 2)
+    return Launch(block, 4, 2)

@@ -111,6 +111,11 @@ def measure(
     clock: str = "wall",
 ) -> Profile:
     """Profiles an engine in this process. All its programs are compiled first. `clock`: one of player.CLOCKS."""
+    if config.cache.block_size != PAGE_TOKENS:
+        raise ConfigError(
+            f"--block-size {config.cache.block_size}: a profile is for the simulator, whose pages have {PAGE_TOKENS} "
+            "tokens"
+        )
     from jaxserve.cli.metronome import Metronome, SmallEngine
     from jaxserve.cli.player import CLOCKS, TracePlayer
     from jaxserve.engine.load import load_core

@@ -92,7 +92,7 @@ class EngineCore:
         self._checked = 0.0
         self._steps_time = 0.0
         self._counts = Counts()
-        self._pace = Pace()
+        self._pace = Pace(ready.page_tokens)
         self._policy_error: Exception | None = None
         self._policy_silent_until = 0.0
 
@@ -273,6 +273,7 @@ class EngineCore:
                     stops=stops,
                     max_new=max_new,
                     arrived=now,
+                    page_tokens=self._ready.page_tokens,
                 )
             )
         first = sequences[0]

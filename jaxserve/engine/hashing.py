@@ -6,8 +6,6 @@ from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from jaxserve.types import PAGE_TOKENS
-
 DIGEST_BYTES = 16
 
 
@@ -18,11 +16,11 @@ def chain_root(identity: str, salt: str) -> bytes:
     return root.digest()
 
 
-def extend_chain(last: bytes, tokens: Sequence[int], first_page: int, pages: int) -> list[bytes]:
+def extend_chain(last: bytes, tokens: Sequence[int], first_page: int, pages: int, page_tokens: int) -> list[bytes]:
     """Hashes of `pages` full pages of `tokens` from `first_page` on; `last` is the hash before them."""
     hashes = []
     for page in range(first_page, first_page + pages):
-        body = array("i", tokens[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS]).tobytes()
+        body = array("i", tokens[page * page_tokens : (page + 1) * page_tokens]).tobytes()
         last = blake2b(last + body, digest_size=DIGEST_BYTES).digest()
         hashes.append(last)
     return hashes

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from jaxserve.checkpoint.kv_calibration import KVCalibration
 from jaxserve.checkpoint.kv_scales import read_kv_scales
 from jaxserve.config import ConfigError, EngineConfig
@@ -34,7 +36,7 @@ def kv_groups(
         ConfigError: a format that does not exist or cannot hold the KV of this model; layers that do not exist or get
             two formats; an option that no format in use has; ZeroC without a calibration, or the other way round.
     """
-    whole = model.kv_groups()
+    whole = tuple(structs.replace(group, page_tokens=config.cache.block_size) for group in model.kv_groups())
     names = _names(config, whole)
     try:
         held = [held_by(name) for name in names]

@@ -37,7 +37,7 @@ from jaxserve.sampling import state as sampling_state
 from jaxserve.sampling.state import SlotLayout, Slots
 from jaxserve.scheduler import Limits, Recorder, Scheduler, make_policy
 from jaxserve.speculative.ngram import NGram
-from jaxserve.types import PAGE_TOKENS, FromCore, ModelLimits, PageClasses, Ready
+from jaxserve.types import FromCore, ModelLimits, PageClasses, Ready
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def load_core(
     ready = Ready(
         limits=limits,
         num_pages=tuple(_pages(group) for group in classes),
-        page_tokens=PAGE_TOKENS,
+        page_tokens=loaded.shape.page_tokens,
         max_num_seqs=loaded.shape.slots,
         startup_s=elapsed,
         page_classes=classes,
@@ -251,7 +251,8 @@ def _temporaries(program: Program) -> int:
 
 def _tokens(classes: tuple[PageClasses, ...]) -> int:
     """What the cache holds of long sequences; windows hold more of them."""
-    return PAGE_TOKENS * min(_pages(group) for group in [c for c in classes if c.window is None] or classes)
+    full = [c for c in classes if c.window is None] or classes
+    return min(_pages(group) * group.page_tokens for group in full)
 
 
 def _pages(group: PageClasses) -> int:

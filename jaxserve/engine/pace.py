@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxserve.types import PAGE_TOKENS, Plan
+from jaxserve.types import Plan
 
 NAMES = ("step_s", "prefill_token_s", "decode_row_s", "context_token_s")
 FORGET = 0.998
@@ -22,7 +22,9 @@ class Pace:
     """Least squares over recent steps: duration = step_s + tokens in tiles, rows, and tokens attended to, each at its
     rate. Rates that come out negative are taken as 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, page_tokens: int) -> None:
+        """`page_tokens`: of a tile."""
+        self._page_tokens = page_tokens
         self._squares = np.zeros((4, 4))
         self._products = np.zeros(4)
         self._rates = np.zeros(4)
@@ -31,7 +33,7 @@ class Pace:
     def add(self, plan: Plan, duration: float) -> dict[str, float] | None:
         """Takes a step into account. Now and then: the rates, by the names of CostUpdate."""
         context = sum([work.start for work in plan.decode]) + len(plan.decode)
-        amounts = np.array([1.0, len(plan.prefill) * PAGE_TOKENS, len(plan.decode), context]) / SCALE
+        amounts = np.array([1.0, len(plan.prefill) * self._page_tokens, len(plan.decode), context]) / SCALE
         expected = float(amounts @ self._rates)
         if expected and duration > OUTLIER * expected:
             return None

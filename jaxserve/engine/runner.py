@@ -34,7 +34,7 @@ from jaxserve.sampling.bitmask import all_allowed
 from jaxserve.sampling.head import HeadVariant, Out
 from jaxserve.sampling.logprobs import Logprobs
 from jaxserve.sampling.state import Slots
-from jaxserve.types import PAGE_TOKENS, Admit, Grant, Move, Plan, Request, Seal, SeqId, Work
+from jaxserve.types import Admit, Grant, Move, Plan, Request, Seal, SeqId, Work
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Runner:
         scored = {work.seq for work in plan.prefill if sequences[work.seq].wants_prompt_logprobs}
         launched.done = self._forward(plan, rows, tiles, grants, scored)
         launched.tokens = len(plan.decode) * self._shape.q + sum([work.count for work in plan.prefill])
-        launched.places = rows * self._shape.q + tiles * PAGE_TOKENS
+        launched.places = rows * self._shape.q + tiles * self._shape.page_tokens
         self._score(plan, scored, rows, launched)
         self._head(plan, sequences, rows, launched)
         if plan.pages.seals:
@@ -198,7 +198,7 @@ class Runner:
     def _score(self, plan: Plan, scored: set[SeqId], rows: int, launched: Launched) -> None:
         for index, work in enumerate(plan.prefill):
             if work.seq in scored:
-                first = rows * self._shape.q + index * PAGE_TOKENS
+                first = rows * self._shape.q + index * self._shape.page_tokens
                 packed = np.array([work.slot, work.start, first], np.int32)
                 launched.scores.append((work, self._call("score", self._head_params, self._slots, packed)))
 
@@ -216,8 +216,8 @@ class Runner:
         packed[:needed, 0] = [work.slot for work in works]
         decoding = len(plan.decode)
         packed[:decoding, 1:] = np.arange(decoding * q, dtype=np.int32).reshape(decoding, q)
-        base = rows * q - 1
-        packed[decoding:needed, 1:] = np.array([[base + i * PAGE_TOKENS + w.count] for i, w in sampling]).reshape(-1, 1)
+        base, tile = rows * q - 1, self._shape.page_tokens
+        packed[decoding:needed, 1:] = np.array([[base + i * tile + w.count] for i, w in sampling]).reshape(-1, 1)
         masks = (self._allow_all(bucket),) if variant is HeadVariant.FULL else ()
         name = head_name(bucket, variant)
         self._slots, launched.out = self._call(name, self._head_params, self._slots, packed, *masks)

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 
 from jaxserve.engine.hashing import chain_root, extend_chain
 from jaxserve.sampling.head import HeadVariant, variant_for
-from jaxserve.types import PAGE_TOKENS, Delta, FinishReason, Request, SeqId, SeqResult, TokenLogprobs, program_key
+from jaxserve.types import Delta, FinishReason, Request, SeqId, SeqResult, TokenLogprobs, program_key
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One choice of a request. `tokens` is the prompt and everything generated so far.
 
-    `limit` is the number of tokens at which it ends, `floor` the number below which no stop token ends it.
+    `limit` is the number of tokens at which it ends, `floor` the number below which no stop token ends it,
+    `page_tokens` the size of the pages that hold its KV.
     """
 
     seq: SeqId
@@ -24,6 +25,7 @@ class Sequence:
     stops: frozenset[int]
     max_new: int
     arrived: float
+    page_tokens: int
     chain: list[bytes] = field(default_factory=list)
     root: bytes = b""
     first_scheduled: float | None = None
@@ -71,7 +73,7 @@ class Sequence:
     def start_chain(self, identity: str) -> tuple[bytes, ...]:
         """Hashes of the full prompt pages."""
         self.root = chain_root(identity, self.request.salt)
-        self.chain = extend_chain(self.root, self.tokens, 0, self.prompt // PAGE_TOKENS)
+        self.chain = extend_chain(self.root, self.tokens, 0, self.prompt // self.page_tokens, self.page_tokens)
         return tuple(self.chain)
 
     def append(self, tokens: list[int], logprobs: list[TokenLogprobs] | None) -> SeqResult:
@@ -90,14 +92,15 @@ class Sequence:
         if self.finish is None and len(known) >= self.limit:
             self.finish = FinishReason.LENGTH
         # The KV of the newest token comes with the next step.
-        full = (len(known) - 1) // PAGE_TOKENS
+        full = (len(known) - 1) // self.page_tokens
         hashes = self._extend(full) if self.root and full > len(self.chain) else ()
         return SeqResult(seq=self.seq, tokens=took, finished=self.finish is not None, hashes=hashes)
 
     def _extend(self, full: int) -> tuple[bytes, ...]:
         """Hashes of the pages that became full, up to `full` in all."""
         known = len(self.chain)
-        fresh = extend_chain(self.chain[-1] if self.chain else self.root, self.tokens, known, full - known)
+        last = self.chain[-1] if self.chain else self.root
+        fresh = extend_chain(last, self.tokens, known, full - known, self.page_tokens)
         self.chain.extend(fresh)
         return tuple(fresh)
 

@@ -16,8 +16,8 @@ INVARIANT_MIN_ROWS = 16
 @dataclass(frozen=True)
 class EngineShape:
     """`slots` sequences of up to `max_len` tokens; a step has up to `decode[-1]` rows of `q` tokens and `tiles[-1]`
-    prefill tiles of `PAGE_TOKENS` tokens. `decode` and `tiles` are the bucket sizes, rising. No bucket but the largest
-    has fewer than `min_rows` rows."""
+    prefill tiles of `page_tokens` tokens, as many as a page has. `decode` and `tiles` are the bucket sizes, rising. No
+    bucket but the largest has fewer than `min_rows` rows."""
 
     slots: int
     max_len: int
@@ -25,21 +25,22 @@ class EngineShape:
     decode: tuple[int, ...]
     tiles: tuple[int, ...]
     min_rows: int = 1
+    page_tokens: int = PAGE_TOKENS
 
     @property
     def max_pages(self) -> int:
         """Block-table entries of a sequence."""
-        return -(-self.max_len // PAGE_TOKENS)
+        return -(-self.max_len // self.page_tokens)
 
     @property
     def hidden_rows(self) -> int:
         """Rows of the activation buffer between forward and head."""
-        return self.decode[-1] * self.q + self.tiles[-1] * PAGE_TOKENS
+        return self.decode[-1] * self.q + self.budget
 
     @property
     def budget(self) -> int:
         """Tokens that the largest step computes."""
-        return self.tiles[-1] * PAGE_TOKENS
+        return self.tiles[-1] * self.page_tokens
 
     @property
     def mixed_decode(self) -> tuple[int, ...]:
@@ -81,6 +82,7 @@ class EngineShape:
             "tile_buckets": self.tiles,
             "max_decode_rows": self.decode[-1],
             "q": self.q,
+            "page_tokens": self.page_tokens,
         }
 
     @classmethod
@@ -92,13 +94,18 @@ class EngineShape:
         """
         slots = config.scheduler.max_num_seqs or (256 if on_gpu else 32)
         budget = config.scheduler.max_num_batched_tokens or (2048 if on_gpu else 512)
-        tiles_max = min(max(budget // PAGE_TOKENS, 1), -(-max_len // PAGE_TOKENS) * slots)
+        page = config.cache.block_size
+        if budget < page:
+            raise ConfigError(
+                f"--max-num-batched-tokens {budget} must be at least --block-size {page}: one prefill tile"
+            )
+        tiles_max = min(budget // page, -(-max_len // page) * slots)
         q = 1 + config.speculative.num_speculative_tokens if config.speculative.speculative_method else 1
         decode = _buckets("decode-buckets", config.runtime.decode_buckets, slots, ratio=4)
         tiles = _buckets("tile-buckets", config.runtime.tile_buckets, tiles_max, ratio=2)
         min_rows = INVARIANT_MIN_ROWS if config.runtime.batch_invariant else 1
         decode = tuple(d for d in decode if d >= min_rows or d == decode[-1])
-        return cls(slots=slots, max_len=max_len, q=q, decode=decode, tiles=tiles, min_rows=min_rows)
+        return cls(slots=slots, max_len=max_len, q=q, decode=decode, tiles=tiles, min_rows=min_rows, page_tokens=page)
 
 
 def _buckets(name: str, given: tuple[int, ...], largest: int, ratio: int) -> tuple[int, ...]:

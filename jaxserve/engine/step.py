@@ -36,7 +36,7 @@ from jaxserve.sampling.head import HeadVariant, Out, head
 from jaxserve.sampling.logprobs import Logprobs, prompt_logprobs
 from jaxserve.sampling.state import Ints, SlotLayout, Slots, decode_inputs, mask_words
 from jaxserve.speculative.proposer import Proposer
-from jaxserve.types import PAGE_TOKENS, KVGroup
+from jaxserve.types import KVGroup
 
 COPIES = 16
 """Pages that one copy program moves; more copies are more launches."""
@@ -85,14 +85,13 @@ class StepFunctions:
     def forward(self, layout: ForwardLayout, params: Any, kv: KVState, slots: Slots, batch: jax.Array):
         row_slots, (tile_slots, tile_starts, tile_counts, tile_reads), grants = layout.split(batch)
         kv = _grant(kv, grants)
-        q = self.shape.q
+        q, page_tokens = self.shape.q, self.shape.page_tokens
         row_tokens, row_positions, row_counts = decode_inputs(slots, row_slots, q)
-        offsets = jnp.arange(PAGE_TOKENS, dtype=jnp.int32)
+        offsets = jnp.arange(page_tokens, dtype=jnp.int32)
         tile_positions = tile_starts[:, None] + offsets
         tile_tokens = slots.tokens.at[tile_slots[:, None], tile_positions].get(mode="fill", fill_value=0)
-        meta = build_meta(
-            kv.tables, row_slots, row_positions[:, 0], row_counts, tile_slots, tile_starts, tile_counts, self._rules
-        )
+        rows, tiles = (row_slots, row_positions[:, 0], row_counts), (tile_slots, tile_starts, tile_counts)
+        meta = build_meta(kv.tables, *rows, *tiles, self._rules, page_tokens)
         groups, last = self._layer_groups(), self.model.config.layers - 1
         # What the last layer makes of most prompt tokens is read by nobody.
         readers = meta.reading(tile_reads > 0)
@@ -103,9 +102,9 @@ class StepFunctions:
             return attend_layer(kv, group, index, q, k, v, meta, spec, readers if layer == last else meta)
 
         tokens = _flat(row_tokens, tile_tokens)
-        live, live_tiles = _first(row_counts, q), _first(tile_counts, PAGE_TOKENS)
+        live, live_tiles = _first(row_counts, q), _first(tile_counts, page_tokens)
         positions = _flat(jnp.where(live, row_positions, -1), jnp.where(live_tiles, tile_positions, -1))
-        read = _flat(live, live_tiles & ~_first(tile_counts - tile_reads, PAGE_TOKENS))
+        read = _flat(live, live_tiles & ~_first(tile_counts - tile_reads, page_tokens))
         hidden, kv = self.model.forward(params, tokens, positions, kv, attend, self.ctx, read=read)
         buffer = jax.lax.dynamic_update_slice(slots.hidden, hidden.astype(slots.hidden.dtype), (0, 0))
         # Neither state can be waited for once the next step has taken it over; this scalar can.
@@ -113,7 +112,7 @@ class StepFunctions:
         return kv, replace(slots, hidden=buffer), done
 
     def head(self, variant: HeadVariant, params: Any, slots: Slots, rows: jax.Array, masks: jax.Array | None = None):
-        return head(self._logits(params), slots, rows, masks, variant, self.proposer)
+        return head(self._logits(params), slots, rows, masks, variant, self.proposer, self.shape.page_tokens)
 
     def tables(self, kv: KVState, packed: jax.Array) -> KVState:
         """packed: the slot, then its table of every group and class, [classes, max_pages] each."""
@@ -141,13 +140,14 @@ class StepFunctions:
                 ids, index, source, target = packed[group]
                 length = slots.ints.at[ids, Ints.LENGTH].get(mode="fill", fill_value=0)
                 # The KV of the newest token comes with the next step.
-                target = jnp.where(length - 1 >= (index + 1) * PAGE_TOKENS, target, ABSENT)
+                target = jnp.where(length - 1 >= (index + 1) * self.shape.page_tokens, target, ABSENT)
                 kv = kv.with_pool(group, format.seal(kv.pools[group], source, target))
         return kv
 
     def score(self, params: Any, slots: Slots, packed: jax.Array) -> Logprobs:
         """packed: slot, first position and first activation row of a tile."""
-        return prompt_logprobs(self._logits(params), slots, packed[0], packed[1], packed[2])
+        slot, start, row = packed
+        return prompt_logprobs(self._logits(params), slots, slot, start, row, self.shape.page_tokens)
 
     def _logits(self, params: Any) -> Callable[[jax.Array], jax.Array]:
         return lambda hidden: self.model.logits(params, hidden, self.ctx)
@@ -155,6 +155,10 @@ class StepFunctions:
     @property
     def _model_identity(self) -> tuple:
         return self.model.config, self.model.dtype, self.ctx
+
+    @property
+    def _tile_identity(self) -> tuple:
+        return *self._model_identity, self.shape.page_tokens
 
     def _layer_groups(self) -> dict[int, tuple[int, int]]:
         """Layer -> (KV group, index within it)."""
@@ -193,7 +197,7 @@ class StepFunctions:
             Program("admit", _admit, (slots, _ints(1 + pack_admit_size(self.slot_layout))), (0,), slots),
             Program("extras", _extras, (slots, _ints(1 + self.slot_layout.extras)), (0,), slots),
             Program("tables", self.tables, (kv, _ints(1 + tables)), (0,), kv),
-            Program("score", self.score, (params, slots, _ints(3)), (), Logprobs(_LEAF), self._model_identity),
+            Program("score", self.score, (params, slots, _ints(3)), (), Logprobs(_LEAF), self._tile_identity),
         ]
         for group in range(len(kv.pools)):
             programs.append(Program(copy_name(group), partial(self.copy, group), (kv, _ints(2, COPIES)), (0,), kv))
@@ -215,7 +219,7 @@ class StepFunctions:
         layout = self.forward_layout(rows, tiles)
         args = (self.params, self.kv, self.slots, _ints(layout.size))
         out = (self.kv, self.slots, _LEAF)
-        static = (*self._model_identity, self.shape.q, self.groups)
+        static = (*self._tile_identity, self.shape.q, self.groups)
         return Program(forward_name(rows, tiles), partial(self.forward, layout), args, (1, 2), out, static)
 
     def _head_program(self, rows: int, variant: HeadVariant) -> Program:
@@ -223,7 +227,7 @@ class StepFunctions:
         masks = (jax.ShapeDtypeStruct((rows, mask_words(self.slot_layout.vocab)), jnp.uint32),) if full else ()
         args = (self.model.head_params(self.params), self.slots, _ints(rows, 1 + self.shape.q), *masks)
         out = (self.slots, Out(_LEAF, Logprobs(_LEAF) if full else None))
-        static = (*self._model_identity, self.proposer)
+        static = (*self._model_identity, self.proposer and (self.proposer, self.shape.page_tokens))
         return Program(head_name(rows, variant), partial(self.head, variant), args, (1,), out, static)
 
     def covering(self) -> list[str]:

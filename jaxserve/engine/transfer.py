@@ -23,7 +23,7 @@ from jaxserve.engine.moved import Checked, Transferred
 from jaxserve.kv import KVFormat
 from jaxserve.kv.wire import BadPageError, export_page, import_page
 from jaxserve.scheduler import Scheduler
-from jaxserve.types import PAGE_TOKENS, ExportPrefix, ImportPrefix, KVGroup, PagesCame, Plan, Prefix, PrefixPage
+from jaxserve.types import ExportPrefix, ImportPrefix, KVGroup, PagesCame, Plan, Prefix, PrefixPage
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Transfer:
         self._scheduler = scheduler
         self._store = store
         self._groups = groups
+        self._page_tokens = groups[0].page_tokens
         self._formats = formats
         self._identity = identity
         self._done = done
@@ -108,7 +109,7 @@ class Transfer:
                 own = [(item, page) for item, g, c, page in landing.pages if (g, c) == (group, cls)]
                 self._store.write_pages(group, cls, [page for _, page in own], [content[item] for item, _ in own])
             if landing.fits:
-                count = self._scheduler.cached(checked.hashes)[0] * PAGE_TOKENS
+                count = self._scheduler.cached(checked.hashes)[0] * self._page_tokens
                 answers.append(Prefix(token=came.token, count=count))
             else:
                 error = f"the KV cache has no room for {len(came.pages)} more pages; sequences that run hold it"
@@ -120,7 +121,8 @@ class Transfer:
         self._worker.shutdown(cancel_futures=True)
 
     def _names(self, tokens: Sequence[int], salt: str) -> tuple[bytes, ...]:
-        return tuple(extend_chain(chain_root(self._identity, salt), tokens, 0, len(tokens) // PAGE_TOKENS))
+        size = self._page_tokens
+        return tuple(extend_chain(chain_root(self._identity, salt), tokens, 0, len(tokens) // size, size))
 
     def _begin(self, token: int, errand: Callable[[], Transferred]) -> None:
         def run() -> None:
@@ -148,7 +150,7 @@ class Transfer:
                     one = jax.tree.map(lambda x, n=number: x[n : n + 1], staged)
                     record = export_page(format, pool.cls, one, _identity(names[index], pool.group))
                     pages.append(PrefixPage(pool.group, pool.cls, index, record))
-        return Prefix(token=token, count=length * PAGE_TOKENS, pages=tuple(pages))
+        return Prefix(token=token, count=length * self._page_tokens, pages=tuple(pages))
 
     def _checked(self, came: ImportPrefix) -> Checked:
         names = self._names(came.tokens, came.salt)

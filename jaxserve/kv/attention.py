@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxserve.kv.format import AttentionSpec, Layer
 from jaxserve.kv.meta import Rows, StepMeta
 from jaxserve.kv.state import KVState
-from jaxserve.types import PAGE_TOKENS
 from pallas_kernels.merge import normalize
 
 
@@ -31,7 +30,7 @@ def attend_layer(
     """
     fmt = kv.formats[group]
     pool = kv.pools[group]
-    tile_tokens = meta.tiles[group].counts.shape[0] * PAGE_TOKENS if meta.tiles else 0
+    tile_tokens = meta.tiles[group].counts.shape[0] * meta.tiles[group].page_tokens if meta.tiles else 0
     split = q.shape[0] - tile_tokens
     if split < 0 or (split > 0) != bool(meta.decode):
         raise ValueError(f"attend_layer: {q.shape[0]} tokens do not fit a step with {tile_tokens} tile tokens.")

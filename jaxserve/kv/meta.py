@@ -1,13 +1,13 @@
 """What attention and KV writes need to know of a step, computed once per step. Knows no format, no model, no request.
 
-A step has D decode rows of q tokens and N prefill tiles of PAGE_TOKENS tokens. A row's tokens have consecutive
-positions within one page, and so do a tile's. Padding rows and tiles have count 0.
+A step has D decode rows of q tokens and N prefill tiles of as many tokens as a page has. A row's tokens have
+consecutive positions within one page, and so do a tile's. Padding rows and tiles have count 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ class Rows:
     positions: int32 [rows], of the first token; -1 for padding. counts: int32 [rows], tokens to write; 0 for padding.
     tables: int32 [classes, rows, max_pages], page ids by page class; an id out of range is absent.
     pages: int32 [rows], the class-0 page that takes the row's tokens, ABSENT for padding. offsets: int32 [rows], the
-    first token's place in it. reads: which pages are read in which form, in a group with two classes.
+    first token's place in it. reads: which pages are read in which form, in a group with two classes. page_tokens:
+    tokens of a page, and of a tile.
     """
 
     positions: jax.Array
@@ -35,6 +36,7 @@ class Rows:
     pages: jax.Array
     offsets: jax.Array
     reads: Reads | None = None
+    page_tokens: int = field(default=PAGE_TOKENS, metadata={"static": True})
 
     def targets(self, q_tokens: int) -> tuple[jax.Array, jax.Array]:
         """Of decode rows of `q_tokens`: page and place in it of each token, int32 [rows * q_tokens]; ABSENT pages for
@@ -50,9 +52,9 @@ class Rows:
         tokens: arrays [tiles, kv_heads, page_tokens, ...] by token of the tile. Returns which places of its page the
         tile writes, bool [tiles, page_tokens], and the arrays by place; elsewhere they hold anything.
         """
-        place = jnp.arange(PAGE_TOKENS) - self.offsets[:, None]
+        place = jnp.arange(self.page_tokens) - self.offsets[:, None]
         inside = (place >= 0) & (place < self.counts[:, None])
-        source = jnp.clip(place, 0, PAGE_TOKENS - 1)[:, None, :, None]
+        source = jnp.clip(place, 0, self.page_tokens - 1)[:, None, :, None]
         return inside, [jnp.take_along_axis(x, source, axis=2) for x in tokens]
 
 
@@ -82,6 +84,7 @@ def build_meta(
     tile_positions: jax.Array,
     tile_counts: jax.Array,
     rules: Sequence[ReadingRule | None] | None = None,
+    page_tokens: int = PAGE_TOKENS,
 ) -> StepMeta:
     """StepMeta from int32 arrays of D rows and N tiles; `tables[g]` is int32 [classes, slots, max_pages].
 
@@ -89,15 +92,15 @@ def build_meta(
     group g if it has two classes.
     """
     rules = rules or (None,) * len(tables)
-    decode = _section(tables, decode_slots, decode_positions, decode_counts)
-    tiles = _section(tables, tile_slots, tile_positions, tile_counts)
+    decode = _section(tables, decode_slots, decode_positions, decode_counts, page_tokens)
+    tiles = _section(tables, tile_slots, tile_positions, tile_counts, page_tokens)
     return StepMeta(
         decode=tuple(
-            replace(rows, reads=row_reads(rule, rows.tables, rows.positions)) if rule else rows
+            replace(rows, reads=row_reads(rule, rows.tables, rows.positions, page_tokens)) if rule else rows
             for rows, rule in zip(decode, rules, strict=False)
         ),
         tiles=tuple(
-            replace(rows, reads=tile_reads(rule, rows.tables, tile_slots, rows.positions, rows.counts))
+            replace(rows, reads=tile_reads(rule, rows.tables, tile_slots, rows.positions, rows.counts, page_tokens))
             if rule
             else rows
             for rows, rule in zip(tiles, rules, strict=False)
@@ -106,13 +109,13 @@ def build_meta(
 
 
 def _section(
-    tables: Sequence[jax.Array], slots: jax.Array, positions: jax.Array, counts: jax.Array
+    tables: Sequence[jax.Array], slots: jax.Array, positions: jax.Array, counts: jax.Array, page_tokens: int
 ) -> tuple[Rows, ...]:
     if slots.shape[0] == 0:
         return ()
     live = counts > 0
     positions = jnp.where(live, positions, -1)
-    index = jnp.where(live, positions // PAGE_TOKENS, 0)
+    index = jnp.where(live, positions // page_tokens, 0)
     rows = []
     for table in tables:
         own = table.at[:, slots].get(mode="clip")
@@ -123,7 +126,8 @@ def _section(
                 counts=counts,
                 tables=own,
                 pages=jnp.where(live, page, ABSENT),
-                offsets=jnp.where(live, positions % PAGE_TOKENS, 0),
+                offsets=jnp.where(live, positions % page_tokens, 0),
+                page_tokens=page_tokens,
             )
         )
     return tuple(rows)

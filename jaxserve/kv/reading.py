@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from jaxserve.types import PAGE_TOKENS
-
 ABSENT = 1 << 30
 """Page id of a table entry without a page: beyond every pool, so scatters drop it. Never -1: negative indices wrap."""
 
@@ -59,9 +57,9 @@ class TileReads(Reads):
     seals: jax.Array
 
 
-def row_reads(rule: ReadingRule, tables: jax.Array, positions: jax.Array) -> Reads:
+def row_reads(rule: ReadingRule, tables: jax.Array, positions: jax.Array, page_tokens: int) -> Reads:
     """tables int32 [2, rows, max_pages], positions int32 [rows] of each row's first token, -1 for padding."""
-    page = positions // PAGE_TOKENS
+    page = positions // page_tokens
     recent = page[:, None] + jnp.arange(1 - rule.residual, 1)
     sinks = jnp.broadcast_to(jnp.arange(rule.sinks), (page.shape[0], rule.sinks))
     places = jnp.concatenate([sinks, recent], axis=1)
@@ -78,12 +76,12 @@ def row_reads(rule: ReadingRule, tables: jax.Array, positions: jax.Array) -> Rea
 
 
 def tile_reads(
-    rule: ReadingRule, tables: jax.Array, slots: jax.Array, positions: jax.Array, counts: jax.Array
+    rule: ReadingRule, tables: jax.Array, slots: jax.Array, positions: jax.Array, counts: jax.Array, page_tokens: int
 ) -> TileReads:
     """As `row_reads`, for tiles of `counts` tokens int32 [tiles], each within one page of the sequence in its slot."""
-    reads = row_reads(rule, tables, positions)
+    reads = row_reads(rule, tables, positions, page_tokens)
     sealed, places = reads.sealed, reads.places
-    page = positions // PAGE_TOKENS
+    page = positions // page_tokens
     together = (slots[:, None] == slots) & (counts > 0)
     # [tile, entry, other tile]: the other tile is the page that the entry names.
     is_it = together[:, None] & (page == places[:, :, None]) & (reads.open[:, :, None] == ABSENT)
@@ -94,6 +92,6 @@ def tile_reads(
         places = jnp.concatenate([places, jnp.where(before, page, -1)], axis=1)
         chunk = jnp.min(jnp.where(together, page, ABSENT), axis=1)
         sealed = jnp.where(jnp.arange(sealed.shape[1]) < chunk[:, None], sealed, ABSENT)
-    completes = (counts > 0) & ((positions + counts) % PAGE_TOKENS == 0) & (page >= rule.sinks)
+    completes = (counts > 0) & ((positions + counts) % page_tokens == 0) & (page >= rule.sinks)
     target = jnp.take_along_axis(tables[1], jnp.maximum(page, 0)[:, None], axis=1, mode="clip")[:, 0]
     return TileReads(sealed, reads.open, places, tiles, jnp.where(completes, target, ABSENT))

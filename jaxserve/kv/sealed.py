@@ -22,7 +22,7 @@ from jaxserve.kv.format import AttentionSpec, KVFormat, Layer, PageKind
 from jaxserve.kv.meta import ABSENT, Rows
 from jaxserve.kv.reading import ReadingRule, Reads, TileReads
 from jaxserve.kv.rotation import ROTATIONS, rotated_keys, rotated_queries
-from jaxserve.types import PAGE_TOKENS, KVGroup
+from jaxserve.types import KVGroup
 from pallas_kernels.layouts import FloatLayout, Layout, SealedLayout, float_layout
 from pallas_kernels.merge import Attended, merge
 from pallas_kernels.paged_decode import paged_decode
@@ -99,7 +99,7 @@ class SealedFormat(KVFormat):
         layers = len(group.layers)
         shapes = self._sealed_shapes(group)
         return {
-            "open": self.open.pool(pages[0], layers, group.kv_heads, PAGE_TOKENS, group.head_dim),
+            "open": self.open.pool(pages[0], layers, group.kv_heads, group.page_tokens, group.head_dim),
             "sealed": {
                 name: jax.ShapeDtypeStruct((pages[1], layers, *one.shape), one.dtype) for name, one in shapes.items()
             },
@@ -125,12 +125,12 @@ class SealedFormat(KVFormat):
                 f"--kv-key-rotation {self.key_rotation} needs a power of two of channels in a key, not {keys}"
             )
         if self.channels is None:
-            return self.layout.shapes(group.kv_heads, PAGE_TOKENS, group.head_dim)
+            return self.layout.shapes(group.kv_heads, group.page_tokens, group.head_dim)
         if max(self.channels) > group.head_dim:
             raise ValueError(
                 f"sealed pages cannot hold {max(self.channels)} of the {group.head_dim} channels of a head"
             )
-        return self.layout.shapes(group.kv_heads, PAGE_TOKENS, *self.channels)
+        return self.layout.shapes(group.kv_heads, group.page_tokens, *self.channels)
 
     def pages_held(self, pages: int) -> tuple[int, ...]:
         # All pages but the newest are full, and a page is sealed as soon as it is full.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxserve.kv.format import KVFormat
-from jaxserve.types import PAGE_TOKENS, KVGroup, PageClass, PageClasses
+from jaxserve.types import KVGroup, PageClass, PageClasses
 
 
 class DoesNotFitError(ValueError):
@@ -18,10 +18,10 @@ def held_tokens(group: KVGroup, length: int, max_chunk: int) -> int:
     A windowed group frees pages behind the window, but a prefill chunk of `max_chunk` tokens needs the window before
     its first token and all of its own, and both may begin inside a page.
     """
-    pages = -(-length // PAGE_TOKENS)
+    pages = -(-length // group.page_tokens)
     if group.window is not None:
-        pages = min(pages, -(-(group.window + max_chunk) // PAGE_TOKENS) + 1)
-    return pages * PAGE_TOKENS
+        pages = min(pages, -(-(group.window + max_chunk) // group.page_tokens) + 1)
+    return pages * group.page_tokens
 
 
 def grid(pages: int) -> int:
@@ -49,8 +49,8 @@ def size_pages(
     """
     expected = expected_len or max(max_model_len // 4, 1)
     sized = [(g, f, f.kinds(g)) for g, f in zip(groups, formats, strict=True)]
-    need = [_least(f, held_tokens(g, max_model_len, max_chunk)) for g, f, _ in sized]
-    share = [f.pages_held(held_tokens(g, expected, max_chunk) // PAGE_TOKENS) for g, f, _ in sized]
+    need = [_least(g, f, max_model_len, max_chunk) for g, f, _ in sized]
+    share = [f.pages_held(held_tokens(g, expected, max_chunk) // g.page_tokens) for g, f, _ in sized]
 
     def cost(pages: Sequence[tuple[int, ...]]) -> int:
         return sum(
@@ -77,19 +77,20 @@ def size_pages(
             window=g.window,
             sink_pages=f.sink_pages,
             residual_pages=f.residual_pages,
+            page_tokens=g.page_tokens,
         )
         for (g, f, kinds), row, shares in zip(sized, need, share, strict=True)
     )
 
 
-def _least(format: KVFormat, tokens: int) -> tuple[int, ...]:
-    """Pages by class with which one sequence of `tokens` can always go on.
+def _least(group: KVGroup, format: KVFormat, length: int, max_chunk: int) -> tuple[int, ...]:
+    """Pages by class with which one sequence of `length` tokens can always go on.
 
     With two classes it holds more than usual while it passes from page to page: a prefill chunk brings the 16-bit pages
     of its end before those of its beginning are given back, a row of unknown length may need a page before the last one
     is known to be full, and the newest page is sealed when it is full.
     """
-    held = format.pages_held(tokens // PAGE_TOKENS)
+    held = format.pages_held(held_tokens(group, length, max_chunk) // group.page_tokens)
     return held if len(held) == 1 else (held[0] + format.residual_pages + 1, held[1] + 1)
 
 
@@ -98,17 +99,18 @@ def _advice(memory: int, needed: int, max_model_len: int, sized: Sequence[tuple]
         held = (
             n * kind.bytes
             for g, f, kinds in sized
-            for n, kind in zip(_least(f, held_tokens(g, length, max_chunk)), kinds, strict=True)
+            for n, kind in zip(_least(g, f, length, max_chunk), kinds, strict=True)
         )
         return sum(held) <= memory
 
-    low, high = 0, max_model_len // PAGE_TOKENS
+    step = max(g.page_tokens for g, _, _ in sized)
+    low, high = 0, max_model_len // step
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle * PAGE_TOKENS) else (low, middle - 1)
+        low, high = (middle, high) if fits(middle * step) else (low, middle - 1)
     mib = 1 << 20
     text = (
         f"One sequence of --max-model-len {max_model_len} needs {needed / mib:.1f} MiB of KV cache, "
         f"but {max(memory, 0) / mib:.1f} MiB are there: raise --kv-cache-memory"
     )
-    return f"{text} or lower --max-model-len to {low * PAGE_TOKENS} or less." if low else f"{text}."
+    return f"{text} or lower --max-model-len to {low * step} or less." if low else f"{text}."

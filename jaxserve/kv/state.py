@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxserve.kv.format import KVFormat
 from jaxserve.kv.meta import ABSENT
-from jaxserve.types import PAGE_TOKENS, KVGroup
+from jaxserve.types import KVGroup
 
 
 @jax.tree_util.register_dataclass
@@ -36,9 +36,11 @@ def kv_shapes(
     max_model_len: int,
 ) -> KVState:
     """A KVState of `jax.ShapeDtypeStruct`. `pages[g]`: pages of each class of group g."""
-    max_pages = -(-max_model_len // PAGE_TOKENS)
     pools = tuple(f.payload(g, n) for g, f, n in zip(groups, group_formats, pages, strict=True))
-    tables = tuple(jax.ShapeDtypeStruct((len(n), slots, max_pages), jnp.int32) for n in pages)
+    tables = tuple(
+        jax.ShapeDtypeStruct((len(n), slots, -(-max_model_len // g.page_tokens)), jnp.int32)
+        for g, n in zip(groups, pages, strict=True)
+    )
     return KVState(pools, tables, tuple(group_formats))
 
 

@@ -10,7 +10,7 @@ import jax
 
 from jaxserve.kv.format import AttentionSpec, KVFormat, Layer, PageKind, Pool
 from jaxserve.kv.meta import Rows
-from jaxserve.types import PAGE_TOKENS, KVGroup
+from jaxserve.types import KVGroup
 from pallas_kernels.layouts import TokenLayout
 from pallas_kernels.merge import Attended
 from pallas_kernels.paged_decode import paged_decode
@@ -34,7 +34,7 @@ class TokenFormat(KVFormat):
         return x
 
     def payload(self, group: KVGroup, pages: tuple[int, ...]) -> Any:
-        return self.layout.pool(pages[0], len(group.layers), group.kv_heads, PAGE_TOKENS, group.head_dim)
+        return self.layout.pool(pages[0], len(group.layers), group.kv_heads, group.page_tokens, group.head_dim)
 
     def kinds(self, group: KVGroup) -> tuple[PageKind, ...]:
         arrays = jax.tree.leaves(self.payload(group, (1,)))

@@ -22,7 +22,7 @@ from jaxserve.sampling.processors import process
 from jaxserve.sampling.state import Features, Floats, Ints, Slots
 from jaxserve.speculative import verify
 from jaxserve.speculative.proposer import Proposer
-from jaxserve.types import SamplingParams
+from jaxserve.types import PAGE_TOKENS, SamplingParams
 
 
 class HeadVariant(IntEnum):
@@ -77,13 +77,14 @@ def head(
     masks: Array | None,
     variant: HeadVariant,
     proposer: Proposer | None = None,
+    page_tokens: int = PAGE_TOKENS,
 ) -> tuple[Slots, Out]:
     """Draws the next tokens of R sequences and appends them.
 
     rows: int32 [R, 1 + q]: slot (out of range: padding), then the row of `slots.hidden` of each of its q positions; a
     sequence is in one row at most. Positions past its drafts are ignored. masks: uint32 [R, ceil(vocab / 32)] of tokens
     that a grammar allows, for FULL only; a row whose mask forbids anything verifies no drafts, because its mask holds
-    for one position.
+    for one position. `page_tokens`: drafts that the next row verifies do not reach beyond a page.
     """
     ids, index = rows[:, 0], rows[:, 1:]
     count_rows, q = index.shape
@@ -116,7 +117,7 @@ def head(
     count = jnp.where(broken, -1, count)
 
     slots = _append(slots, ids, ints, tokens, jnp.maximum(count, 0), variant)
-    slots = _propose(slots, ids, proposer)
+    slots = _propose(slots, ids, proposer, page_tokens)
     packed = jnp.concatenate([count[:, None], drafted[:, None], tokens], axis=1)
     if variant is not HeadVariant.FULL:
         return slots, Out(packed)
@@ -162,13 +163,13 @@ def _append(slots: Slots, ids: Array, ints: Array, tokens: Array, count: Array, 
     return dataclasses.replace(slots, tokens=history, ints=lengths, counts=counts)
 
 
-def _propose(slots: Slots, ids: Array, proposer: Proposer | None) -> Slots:
+def _propose(slots: Slots, ids: Array, proposer: Proposer | None, page_tokens: int) -> Slots:
     """Stores the drafts that the next forward verifies, no more than page and length allow."""
     if proposer is None:
         return slots  # admission left DRAFT_LEN at 0
     drafts, found = proposer.propose(slots, ids)
     ints = slots.ints.at[ids].get(mode="fill", fill_value=0)
-    found = jnp.minimum(found, verify.room(ints[:, Ints.LENGTH], ints[:, Ints.LIMIT]))
+    found = jnp.minimum(found, verify.room(ints[:, Ints.LENGTH], ints[:, Ints.LIMIT], page_tokens))
     return dataclasses.replace(
         slots,
         drafts=slots.drafts.at[ids].set(drafts, mode="drop"),

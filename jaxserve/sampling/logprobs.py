@@ -66,14 +66,16 @@ def logprobs_of(logits: Array, tokens: Array) -> Logprobs:
     return Logprobs(jnp.concatenate([rank, bits(own - norm), ids.astype(jnp.int32), bits(values - norm)], axis=1))
 
 
-def prompt_logprobs(logits_fn: LogitsFn, slots: Slots, slot: Array, start: Array, hidden_base: Array) -> Logprobs:
-    """Log-probabilities of the tokens that follow a prefill tile, packed [64, ...].
+def prompt_logprobs(
+    logits_fn: LogitsFn, slots: Slots, slot: Array, start: Array, hidden_base: Array, tokens: int = PAGE_TOKENS
+) -> Logprobs:
+    """Log-probabilities of what follows the `tokens` tokens of a prefill tile, packed [tokens, ...].
 
     Row i belongs to position start + i, whose activations are `slots.hidden[hidden_base + i]`; its target is the known
     token at start + i + 1. Rows past the tile's tokens, and the row of the last known token, hold nothing meaningful:
     the caller knows which.
     """
-    hidden = jax.lax.dynamic_slice_in_dim(slots.hidden, hidden_base, PAGE_TOKENS, axis=0)
-    positions = start + 1 + jnp.arange(PAGE_TOKENS, dtype=jnp.int32)
+    hidden = jax.lax.dynamic_slice_in_dim(slots.hidden, hidden_base, tokens, axis=0)
+    positions = start + 1 + jnp.arange(tokens, dtype=jnp.int32)
     targets = slots.tokens.at[slot, positions].get(mode="fill", fill_value=0)
     return logprobs_of(logits_fn(hidden), targets)

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxserve.scheduler.limits import Limits
-from jaxserve.types import PAGE_TOKENS, PageClasses
+from jaxserve.types import PageClasses
 
 NEVER = 1 << 62
 
 
-def pages_for(tokens: int) -> int:
-    return -(-tokens // PAGE_TOKENS)
+def pages_for(tokens: int, page_tokens: int) -> int:
+    return -(-tokens // page_tokens)
 
 
-def pages_spanned(tokens: int) -> int:
+def pages_spanned(tokens: int, page_tokens: int) -> int:
     """Pages that `tokens` consecutive positions touch at most, wherever they begin."""
-    return (tokens + PAGE_TOKENS - 2) // PAGE_TOKENS + 1
+    return (tokens + page_tokens - 2) // page_tokens + 1
 
 
-def first_read(position: int, window: int | None) -> int:
+def first_read(position: int, window: int | None, page_tokens: int) -> int:
     """First page that a query at `position` or later reads."""
-    return 0 if window is None else max(0, position - window + 1) // PAGE_TOKENS
+    return 0 if window is None else max(0, position - window + 1) // page_tokens
 
 
 class Span(NamedTuple):
@@ -40,9 +40,10 @@ class Span(NamedTuple):
     full: int
 
     @classmethod
-    def prefilled(cls, tokens: int) -> Span:
+    def prefilled(cls, tokens: int, page_tokens: int) -> Span:
         """Exactly `tokens` are computed."""
-        return cls(pages_for(tokens), tokens // PAGE_TOKENS, tokens // PAGE_TOKENS)
+        full = tokens // page_tokens
+        return cls(pages_for(tokens, page_tokens), full, full)
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,16 @@ def rules_of(number: int, group: PageClasses, limits: Limits) -> tuple[Whole, ..
     Raises:
         ValueError: a group that nobody can account for.
     """
-    if group.page_tokens != PAGE_TOKENS:
-        raise ValueError(f"KV group {number} has pages of {group.page_tokens} tokens; they have {PAGE_TOKENS}")
+    size = limits.page_tokens
+    if group.page_tokens != size:
+        raise ValueError(f"KV group {number} has pages of {group.page_tokens} tokens, the scheduler accounts in {size}")
     window = group.window
     if window is not None and window < 1:
         raise ValueError(f"KV group {number} has a window of {window} tokens; it must be at least 1")
     cap = NEVER
     if window is not None:  # a tile or row and the window before it
         rows = window + (limits.q - 1) * (limits.lag + 1)
-        cap = max(pages_spanned(rows), pages_for(window - 1) + 1)
+        cap = max(pages_spanned(rows, size), pages_for(window - 1, size) + 1)
     if len(group.classes) == 1:
         return (Whole(number, 0, window, cap),)
     sinks, residual = group.sink_pages, group.residual_pages

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.request import Seq, Table
-from jaxserve.types import PAGE_TOKENS, SeqId
+from jaxserve.types import SeqId
 
 _OWN = b"own/"
 Names = list[bytes | None]
@@ -32,7 +32,7 @@ class Kept:
 def keep(pages: Pages, seq: Seq) -> Kept:
     """Names the pages of a sequence and lets them go. Its first `seq.computed` tokens are in them, and what rows in
     flight will add."""
-    full = seq.computed // PAGE_TOKENS
+    full = pages.whole(seq.computed)
     names = tuple(
         [_name(pages, seq, i, index, page, index < full) for index, page in enumerate(table.refs)]
         for i, table in enumerate(seq.tables)

@@ -10,7 +10,7 @@ from jaxserve.types import PAGE_TOKENS
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Static bounds that every plan respects.
 
-    `max_num_batched_tokens` counts what a step costs, not what it is asked for: a prefill tile costs `PAGE_TOKENS`
+    `max_num_batched_tokens` counts what a step costs, not what it is asked for: a prefill tile costs `page_tokens`
     tokens however few of them are used (padding is computed too), a decode row costs `q`.
     """
 
@@ -38,19 +38,21 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     pin_ttl_s: float = 60.0
     """Seconds for which they may, unless the policy says otherwise. Afterwards their pages are cached like others."""
 
+    page_tokens: int = PAGE_TOKENS
+    """Of every KV page, and of a prefill tile."""
     host_pages: tuple[int, ...] = ()
     """Pages of host memory for each pool, group by group and class by class, to swap to. Empty: none."""
     host_link_bytes_s: float = 24e9
     """Rate of copies between device and host."""
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_model_len", "max_tiles", "max_decode_rows", "q"):
+        for name in ("max_num_seqs", "max_model_len", "max_tiles", "max_decode_rows", "q", "page_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_num_batched_tokens < max(PAGE_TOKENS, self.q):
+        if self.max_num_batched_tokens < max(self.page_tokens, self.q):
             raise ValueError(
-                f"max_num_batched_tokens is {self.max_num_batched_tokens}; one prefill tile of {PAGE_TOKENS} tokens "
-                f"and one decode row of {self.q} must fit"
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}; one prefill tile of {self.page_tokens} "
+                f"tokens and one decode row of {self.q} must fit"
             )
         if self.lag not in (0, 1):
             raise ValueError(f"lag is {self.lag}; plans are made at most one step ahead (0 or 1)")

@@ -13,15 +13,14 @@ from jaxserve.scheduler.classes import NEVER, Open, Span, Whole, first_read, pag
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pool import IntegrityError, Pool
 from jaxserve.scheduler.request import Phase, Seq, Table
-from jaxserve.types import PAGE_TOKENS, Copy, Grant, PageClasses, Seal
+from jaxserve.types import Copy, Grant, PageClasses, Seal
 
 
 class Start(NamedTuple):
     """Computed content that a sequence can begin with instead of prefilling it.
 
-    `first`: by pool, the first table entry that anybody reads. `shared`: by pool, pages by table entry, all below
-    tokens // PAGE_TOKENS. `copied`: by pool, if there are any, pages of another sequence that hold the rest of
-    `tokens`.
+    `first`: by pool, the first table entry that anybody reads. `shared`: by pool, pages by table entry, all of
+    them whole. `copied`: by pool, if there are any, pages of another sequence that hold the rest of `tokens`.
     """
 
     tokens: int
@@ -47,6 +46,7 @@ class Pages:
         """Tokens looked up in the prefix index, counted when the sequence is first admitted."""
         self.hits = 0
         self._limits = limits
+        self._page_tokens = limits.page_tokens
         self._releases = self.seals or any(rule.window is not None for rule in self.rules)
         self._held: list[tuple[int, int]] = []
 
@@ -68,11 +68,19 @@ class Pages:
         """Whether so many pages of every pool can be granted."""
         return all(pool.available >= count for pool, count in zip(self.flat, pages, strict=True))
 
+    def prefilled(self, tokens: int) -> Span:
+        """What a sequence needs of which exactly `tokens` are computed."""
+        return Span.prefilled(tokens, self._page_tokens)
+
+    def whole(self, tokens: int) -> int:
+        """Pages that `tokens` tokens fill."""
+        return tokens // self._page_tokens
+
     def row(self, length: int, end: int) -> Span:
         """What a row needs of a sequence of at least `length` tokens; it writes positions below `end`, at or above
         which the next row begins at the latest."""
         end = min(end, self._limits.max_model_len)
-        return Span(pages_for(end), (length - 1) // PAGE_TOKENS, end // PAGE_TOKENS)
+        return Span(pages_for(end, self._page_tokens), (length - 1) // self._page_tokens, end // self._page_tokens)
 
     def usage(self) -> float:
         """Share of the fullest pool that is referenced."""
@@ -87,7 +95,7 @@ class Pages:
 
     def need(self, seq: Seq) -> list[int]:
         """Pages by pool that a sequence in PREFILL has yet to be granted until its prompt is computed."""
-        return self._need(seq.table_end, Span.prefilled(seq.target))
+        return self._need(seq.table_end, self.prefilled(seq.target))
 
     def _need(self, have: int, span: Span) -> list[int]:
         return [rule.need(have, span, self._limits.max_tiles) for rule in self.rules]
@@ -96,10 +104,12 @@ class Pages:
         """Pages by pool, from those available now, that a WAITING sequence takes until its prompt is computed and, if
         it was preempted before, until it has come some way further: the way doubles with each preemption, so that a
         sequence does not come and go."""
-        prompt = Span.prefilled(seq.known)
-        further = min(1 << seq.preemptions, pages_for(seq.end) - prompt.entries) if seq.preemptions else 0
+        prompt = self.prefilled(seq.known)
+        further = (
+            min(1 << seq.preemptions, pages_for(seq.end, self._page_tokens) - prompt.entries) if seq.preemptions else 0
+        )
         need = self._need(
-            start.tokens // PAGE_TOKENS, Span(prompt.entries + further, prompt.reads, prompt.full + further)
+            start.tokens // self._page_tokens, Span(prompt.entries + further, prompt.reads, prompt.full + further)
         )
         taken = ([*shared.values(), *start.copied[i : i + 1]] for i, shared in enumerate(start.shared))
         return [
@@ -124,14 +134,14 @@ class Pages:
         # The last token's KV is never read. A verification row reaches q - 1 positions further, and the length from
         # which it starts is known to within the q - 1 drafts of each step in flight.
         positions = min(max(prompt, end - 1 + (limits.q - 1) * (limits.lag + 1)), limits.max_model_len)
-        span = Span.prefilled(positions)
+        span = self.prefilled(positions)
         for rule, pool in zip(self.rules, self.flat, strict=True):
             need = rule.least(span)
             if need > pool.size:
                 return (
-                    f"prompt ({prompt} tokens) and max_tokens ({max_new}) need {need} KV pages of {PAGE_TOKENS} tokens "
-                    f"({pool.label}) in group {rule.group}, which has {pool.size}; shorten them or give the KV cache "
-                    "more memory"
+                    f"prompt ({prompt} tokens) and max_tokens ({max_new}) need {need} KV pages of {self._page_tokens} "
+                    f"tokens ({pool.label}) in group {rule.group}, which has {pool.size}; shorten them or give the KV "
+                    "cache more memory"
                 )
         return None
 
@@ -154,7 +164,7 @@ class Pages:
         with the next row; the device looks whether it is, and sealing it twice changes nothing."""
         for i, rule in enumerate(self.rules):
             if isinstance(rule, Open):
-                for index in range(max((length - 1) // PAGE_TOKENS, rule.sinks), span.full):
+                for index in range(max((length - 1) // self._page_tokens, rule.sinks), span.full):
                     source, target = seq.tables[i].refs[index], seq.tables[i + 1].refs[index]
                     if source is None or target is None:
                         raise IntegrityError(f"{seq}: page {index} of group {rule.group} is to be sealed, but not held")
@@ -162,7 +172,7 @@ class Pages:
 
     def begin(self, seq: Seq, start: Start, grants: list[Grant], copies: list[Copy]) -> None:
         """A sequence that just got its slot takes over `start`; needs a page of every pool for `start.copied`."""
-        entries = start.tokens // PAGE_TOKENS
+        entries = start.tokens // self._page_tokens
         for i, (rule, pool, table) in enumerate(zip(self.rules, self.flat, seq.tables, strict=True)):
             table.first = start.first[i]
             table.tail = rule.sinks if isinstance(rule, Open) else 0
@@ -179,7 +189,7 @@ class Pages:
             for i, source in enumerate(start.copied):
                 self.flat[i].hold(source)
                 self._held.append((i, source))
-            self.grow(seq, Span.prefilled(start.tokens), grants)
+            self.grow(seq, self.prefilled(start.tokens), grants)
             for i, source in enumerate(start.copied):
                 target = seq.tables[i].refs[entries]
                 assert target is not None
@@ -200,11 +210,11 @@ class Pages:
         have read them, and sealed them, before anything that is planned from now on is written there."""
         for rule, pool, table in zip(self.rules, self.flat, seq.tables, strict=True):
             if rule.window is not None:
-                while table.first < len(table.refs) and length >= (table.first + 1) * PAGE_TOKENS + rule.window:
+                while table.first < len(table.refs) and length >= (table.first + 1) * self._page_tokens + rule.window:
                     self._release(pool, table, table.first)
                     table.first += 1
             if isinstance(rule, Open):
-                end = min((length - 1) // PAGE_TOKENS - rule.residual + 1, len(table.refs))
+                end = min((length - 1) // self._page_tokens - rule.residual + 1, len(table.refs))
                 for index in range(table.tail, end):
                     self._release(pool, table, index)
                 table.tail = max(table.tail, end)
@@ -232,7 +242,7 @@ class Pages:
     def trim(self, seq: Seq, tokens: int) -> None:
         """Gives back the pages that `fork` has no use for, of a sequence whose first `tokens` are computed. No window
         has passed them."""
-        end = tokens // PAGE_TOKENS if self.seals else pages_for(tokens)
+        end = tokens // self._page_tokens if self.seals else pages_for(tokens, self._page_tokens)
         for pool, table in zip(self.flat, seq.tables, strict=True):
             for page in reversed(table.refs[end:]):
                 if page is not None:
@@ -249,9 +259,9 @@ class Pages:
             seq.release_at = NEVER
             for rule, table in zip(self.rules, seq.tables, strict=True):
                 if rule.window is not None:
-                    seq.release_at = min(seq.release_at, (table.first + 1) * PAGE_TOKENS + rule.window)
+                    seq.release_at = min(seq.release_at, (table.first + 1) * self._page_tokens + rule.window)
                 if isinstance(rule, Open):
-                    seq.release_at = min(seq.release_at, (table.tail + rule.residual) * PAGE_TOKENS + 1)
+                    seq.release_at = min(seq.release_at, (table.tail + rule.residual) * self._page_tokens + 1)
 
     # Sharing
 
@@ -261,7 +271,7 @@ class Pages:
         Publishing when the step is planned is safe, because programs run in order on the device and every plan is
         executed: a later plan's reads come after this one's writes.
         """
-        end = seq.chain_pages
+        end = min(seq.computed // self._page_tokens, len(seq.hashes))  # content that is computed and has a name
         if end <= seq.published or not self._limits.enable_prefix_caching:
             return
         for rule, pool, table in zip(self.rules, self.flat, seq.tables, strict=True):
@@ -279,7 +289,7 @@ class Pages:
         """
         if seq.whole_prompt or not self._limits.enable_prefix_caching:
             return self.cached((), 0)
-        return self.cached(seq.hashes, min(len(seq.hashes), (seq.known - 1) // PAGE_TOKENS))
+        return self.cached(seq.hashes, min(len(seq.hashes), (seq.known - 1) // self._page_tokens))
 
     def cached(self, hashes: Sequence[bytes], limit: int) -> Start:
         """The longest prefix of at most `limit` pages, named `hashes`, behind which a sequence could go on."""
@@ -307,12 +317,12 @@ class Pages:
             length = shorter
         if not length:
             return nothing
-        first = tuple(first_read(length * PAGE_TOKENS, rule.window) for rule in self.rules)
+        first = tuple(first_read(length * self._page_tokens, rule.window, self._page_tokens) for rule in self.rules)
         shared = tuple(
             {index: _found(pool.find(hashes[index])) for index in self._indices(rule, length)}
             for rule, pool in zip(self.rules, self.flat, strict=True)
         )
-        return Start(length * PAGE_TOKENS, first, shared)
+        return Start(length * self._page_tokens, first, shared)
 
     def land(self, hashes: Sequence[bytes], places: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]] | None:
         """Cached pages for content that comes from elsewhere: (number in `places`, page) for each (group, class, index)
@@ -339,11 +349,10 @@ class Pages:
             pool.drop(page)
         return landed if fits else None
 
-    @staticmethod
-    def _indices(rule: Whole, entries: int) -> list[int]:
+    def _indices(self, rule: Whole, entries: int) -> list[int]:
         """Table entries below `entries` that tokens from there on read in the rule's class."""
         span = Span(entries, entries, entries)
-        first = first_read(entries * PAGE_TOKENS, rule.window)
+        first = first_read(entries * self._page_tokens, rule.window, self._page_tokens)
         return [index for index in range(first, entries) if rule.takes(index, span)]
 
     def fork(self, donor: Sequence[Table], tokens: int) -> Start | None:
@@ -354,11 +363,11 @@ class Pages:
         compute its last token.
         """
         if self.seals:
-            tokens -= tokens % PAGE_TOKENS
+            tokens -= tokens % self._page_tokens
             if not tokens:
                 return None
-        entries = tokens // PAGE_TOKENS
-        first = tuple(first_read(tokens, rule.window) for rule in self.rules)
+        entries = tokens // self._page_tokens
+        first = tuple(first_read(tokens, rule.window, self._page_tokens) for rule in self.rules)
         if any(table.first > least for table, least in zip(donor, first, strict=True)):
             return None
         span = Span(entries, entries, entries)
@@ -369,7 +378,7 @@ class Pages:
             if len(pages) < len(indices):
                 return None
             shared.append(pages)
-        copied = tuple(_page(table.refs[entries]) for table in donor) if tokens % PAGE_TOKENS else ()
+        copied = tuple(_page(table.refs[entries]) for table in donor) if tokens % self._page_tokens else ()
         return Start(tokens, first, tuple(shared), copied)
 
     # Integrity
@@ -395,10 +404,11 @@ class Pages:
         for rule, pool, pages in zip(self.rules, self.flat, expected, strict=True):
             pool.check(f"KV group {rule.group}, {pool.label}", pages)
 
-    @staticmethod
-    def _check_table(seq: Seq, rule: Whole, table: Table) -> None:
-        known = seq.computed if seq.phase is Phase.PREFILL else min(seq.length_min - 1, seq.table_end * PAGE_TOKENS)
-        span = Span(seq.table_end, known // PAGE_TOKENS, known // PAGE_TOKENS)
+    def _check_table(self, seq: Seq, rule: Whole, table: Table) -> None:
+        known = (
+            seq.computed if seq.phase is Phase.PREFILL else min(seq.length_min - 1, seq.table_end * self._page_tokens)
+        )
+        span = Span(seq.table_end, known // self._page_tokens, known // self._page_tokens)
         where = f"{seq}: table of group {rule.group}, class {rule.cls},"
         if not rule.end(span) <= len(table.refs) <= seq.table_end:
             raise IntegrityError(f"{where} has {len(table.refs)} entries; {span}")

@@ -19,7 +19,7 @@ from jaxserve.scheduler.request import Phase, Seq
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.swap import Swap
 from jaxserve.scheduler.view import Budget, View
-from jaxserve.types import PAGE_TOKENS, Admit, Copy, Grant, Move, PageUpdates, Plan, Seal, SeqId, Work
+from jaxserve.types import Admit, Copy, Grant, Move, PageUpdates, Plan, Seal, SeqId, Work
 
 
 class Draft:
@@ -42,6 +42,7 @@ class Draft:
         self.programs = programs
         self.swap = swap
         self.limits = view.limits
+        self._page_tokens = view.limits.page_tokens
         self.step = view.step
         self.left = Budget(view.limits)
         self.idle_device = not in_flight
@@ -78,8 +79,8 @@ class Draft:
         start = seq.known + seq.pending_tokens - 1
         end = start + q
         # Every position that the row can write has an entry; the device drops what lies beyond the table.
-        fills = self.pages.seals and end // PAGE_TOKENS > (length - 1) // PAGE_TOKENS
-        if fills or end > seq.table_end * PAGE_TOKENS:
+        fills = self.pages.seals and end // self._page_tokens > (length - 1) // self._page_tokens
+        if fills or end > seq.table_end * self._page_tokens:
             span = self.pages.row(length, end)
             if not self._grow(seq, span):
                 return False
@@ -102,43 +103,42 @@ class Draft:
             return False
         if seq.computed + 1 >= seq.release_at:
             self.pages.release_behind(seq, seq.computed + 1)
-        if not self._room_for(seq, Span.prefilled(end)):
-            tile = self._cut(seq, (seq.computed // PAGE_TOKENS + 1) * PAGE_TOKENS)
-            if not self._room_for(seq, Span.prefilled(tile)):
+        if not self._room_for(seq, self.pages.prefilled(end)):
+            tile = self._cut(seq, (seq.computed // self._page_tokens + 1) * self._page_tokens)
+            if not self._room_for(seq, self.pages.prefilled(tile)):
                 self.starved = self.starved or seq
                 return False
             end = self._within_room(seq, end)
-        self.pages.grow(seq, Span.prefilled(end), self.grants)
+        self.pages.grow(seq, self.pages.prefilled(end), self.grants)
         self._add_tiles(seq, end)
         return True
 
     def _within_room(self, seq: Seq, end: int) -> int:
         """Where a chunk up to `end` must end for want of pages."""
-        while end > seq.computed and not self.pages.has_room(seq, Span.prefilled(end)):
-            end = (end - 1) // PAGE_TOKENS * PAGE_TOKENS
+        while end > seq.computed and not self.pages.has_room(seq, self.pages.prefilled(end)):
+            end = (end - 1) // self._page_tokens * self._page_tokens
         return max(end, seq.computed)
 
     def _chunk_end(self, seq: Seq, tokens: int) -> int:
         """Where a chunk of at most `tokens`, but no less than a tile, from `seq.computed` on may end in the budget."""
-        tiles = min(self.left.tiles, self.left.tokens // PAGE_TOKENS)
+        tiles = min(self.left.tiles, self.left.tokens // self._page_tokens)
         if tokens <= 0 or tiles <= 0:
             return seq.computed
-        page = seq.computed // PAGE_TOKENS
-        end = max(seq.computed + tokens, (page + 1) * PAGE_TOKENS)
-        return self._cut(seq, min(end, (page + tiles) * PAGE_TOKENS))
+        page = seq.computed // self._page_tokens
+        end = max(seq.computed + tokens, (page + 1) * self._page_tokens)
+        return self._cut(seq, min(end, (page + tiles) * self._page_tokens))
 
-    @staticmethod
-    def _cut(seq: Seq, end: int) -> int:
+    def _cut(self, seq: Seq, end: int) -> int:
         """Only the last chunk of a prompt ends inside a page."""
-        return seq.target if end >= seq.target else end // PAGE_TOKENS * PAGE_TOKENS
+        return seq.target if end >= seq.target else end // self._page_tokens * self._page_tokens
 
     def _add_tiles(self, seq: Seq, end: int) -> None:
         start = seq.computed
         while start < end:
-            stop = min(end, (start // PAGE_TOKENS + 1) * PAGE_TOKENS)
+            stop = min(end, (start // self._page_tokens + 1) * self._page_tokens)
             self.tiles.append(Work(seq.id, seq.slot, start, stop - start, stop == seq.target))
             self.left.tiles -= 1
-            self.left.tokens -= PAGE_TOKENS
+            self.left.tokens -= self._page_tokens
             start = stop
         seq.computed = end
         seq.step = self.step
@@ -167,7 +167,7 @@ class Draft:
         return False
 
     def _try_admit(self, seq: Seq, tokens: int) -> bool:
-        if tokens <= 0 or not self.left.tiles or self.left.tokens < PAGE_TOKENS:
+        if tokens <= 0 or not self.left.tiles or self.left.tokens < self._page_tokens:
             return False
         start = self._start(seq)
         if seq.kept is not None and self._fetch(seq, seq.kept, start):
@@ -189,7 +189,7 @@ class Draft:
                 return False
         self._seat(seq, start)
         end = self._within_room(seq, self._chunk_end(seq, tokens))
-        self.pages.grow(seq, Span.prefilled(end), self.grants)
+        self.pages.grow(seq, self.pages.prefilled(end), self.grants)
         self._add_tiles(seq, end)
         if self._reserved is not None and seq.phase is Phase.PREFILL:
             self._reserve(seq)
@@ -213,7 +213,7 @@ class Draft:
     def _resettle(self, seq: Seq, kept: Kept, start: Start) -> None:
         """It has its place again. Pages that it did not take over lose the name it gave them; host copies of full pages
         stay valid, whoever computes those again."""
-        forget(self.pages, kept, start.tokens // PAGE_TOKENS if self.swap.hosts else 0)
+        forget(self.pages, kept, start.tokens // self._page_tokens if self.swap.hosts else 0)
         self.swap.forget(kept, kept.full)
         seq.kept = None
 
@@ -231,12 +231,12 @@ class Draft:
     def _left_behind(self, seq: Seq, kept: Kept, unit: int) -> Start | None:
         """What is still there of a preempted sequence's pages, in units of so many tokens."""
         tables = found(self.pages, kept)
-        tokens = min(seq.left_tokens, *(len(table.refs) * PAGE_TOKENS for table in tables)) // unit * unit
+        tokens = min(seq.left_tokens, *(len(table.refs) * self._page_tokens for table in tables)) // unit * unit
         return self.pages.fork(tables, tokens) if tokens > 0 else None
 
     def _whole_pages(self, seq: Seq) -> Start:
         """A start without a copy: that takes a page more than the sequence will hold."""
-        held = None if seq.kept is None else self._left_behind(seq, seq.kept, PAGE_TOKENS)
+        held = None if seq.kept is None else self._left_behind(seq, seq.kept, self._page_tokens)
         return held or self.pages.prefix(seq)
 
     def _fetch(self, seq: Seq, kept: Kept, start: Start) -> bool:
@@ -393,7 +393,7 @@ class Draft:
                     break
 
     def _runs(self, want: Seq) -> bool:
-        return self.decode(want) if want.phase is Phase.DECODE else self.prefill(want, PAGE_TOKENS)
+        return self.decode(want) if want.phase is Phase.DECODE else self.prefill(want, self._page_tokens)
 
     def _fetch_ahead(self) -> None:
         planned = {work.seq for work in self.decode_rows + self.tiles}

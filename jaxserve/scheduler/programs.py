@@ -15,7 +15,6 @@ from jaxserve.scheduler.kept import Kept, forget, found, keep
 from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages, Start
 from jaxserve.scheduler.request import Seq
-from jaxserve.types import PAGE_TOKENS
 
 
 class Pin:
@@ -99,7 +98,7 @@ class Programs:
             return None
         tokens = min(seq.shared, pin.tokens, seq.prompt - 1)
         tables = pin.seq.tables if pin.kept is None else found(self._pages, pin.kept)
-        tokens = min(tokens, *(len(table.refs) * PAGE_TOKENS for table in tables))
+        tokens = min(tokens, *(len(table.refs) * self._limits.page_tokens for table in tables))
         start = self._pages.fork(tables, tokens) if tokens > 0 else None
         return start._replace(resumed=True) if start is not None else None
 

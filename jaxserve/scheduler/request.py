@@ -14,7 +14,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from jaxserve.types import PAGE_TOKENS, Arrive, SeqId
+from jaxserve.types import Arrive, SeqId
 
 if TYPE_CHECKING:
     from jaxserve.scheduler.kept import Kept
@@ -38,7 +38,7 @@ WAITING, PREFILL, DECODE, FINISHED = Phase
 
 
 class Table:
-    """A sequence's pages of one pool, by position // PAGE_TOKENS; None where it holds none.
+    """A sequence's pages of one pool, in order of positions; None where it holds none.
 
     `first`: entries below were freed behind the window. `tail`: of 16-bit pages beside sealed ones, entries between the
     sinks and here were freed because they are read sealed.
@@ -118,7 +118,7 @@ class Seq:
         self.pin: Pin | None = None
         """What its program held when it arrived."""
         self.hashes = list(arrive.hashes)
-        """Chain hashes: entry j belongs to tokens [0, (j + 1) * PAGE_TOKENS)."""
+        """Chain hashes: entry j belongs to the tokens up to the end of page j."""
         self.family: list[Seq] = [self]
         """Unfinished choices of one request, shared by all of them."""
         self.parked = False
@@ -150,8 +150,8 @@ class Seq:
 
         self.tables = tuple(Table() for _ in range(pools))
         self.table_end = 0
-        """Pages that hold tokens: positions below table_end * PAGE_TOKENS were granted. Tables of sealed pages may be
-        shorter, the others are as long."""
+        """Pages that hold tokens: positions below the end of page table_end - 1 were granted. Tables of sealed pages
+        may be shorter, the others are as long."""
         self.release_at = NEVER
         """`length_min` from which a page can be freed."""
         self.published = 0
@@ -182,11 +182,6 @@ class Seq:
     @property
     def length_max(self) -> int:
         return self.known + self.pending_tokens
-
-    @property
-    def chain_pages(self) -> int:
-        """Leading pages whose content is computed and has a name."""
-        return min(self.computed // PAGE_TOKENS, len(self.hashes))
 
     @property
     def left_tokens(self) -> int:

@@ -23,7 +23,6 @@ from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.swap import Swap
 from jaxserve.scheduler.view import View
 from jaxserve.types import (
-    PAGE_TOKENS,
     Abort,
     Arrive,
     CloseProgram,
@@ -147,10 +146,10 @@ class Scheduler:
         reason = self.can_ever_fit(arrive)
         if reason is not None:
             raise ValueError(f"sequence {arrive.seq}: {reason}")
-        if len(arrive.hashes) > arrive.prompt // PAGE_TOKENS:
+        if len(arrive.hashes) > arrive.prompt // self.limits.page_tokens:
             raise ValueError(
                 f"sequence {arrive.seq} has {len(arrive.hashes)} page hashes, but a prompt of {arrive.prompt} tokens "
-                f"has {arrive.prompt // PAGE_TOKENS} full pages"
+                f"has {arrive.prompt // self.limits.page_tokens} full pages"
             )
         parent = self._roster.seqs.get(arrive.parent) if arrive.parent is not None else None
         if parent is not None and parent.prompt != arrive.prompt:
@@ -285,7 +284,7 @@ class Scheduler:
             for rule, shared in zip(self._pages.rules, start.shared, strict=True)
             for index, page in shared.items()
         )
-        return start.tokens // PAGE_TOKENS, tuple(pages)
+        return start.tokens // self.limits.page_tokens, tuple(pages)
 
     @property
     def has_unfinished(self) -> bool:
@@ -322,7 +321,7 @@ class Scheduler:
             "swap_in_moves": self._swap.in_moves,
             "swap_pages_still_valid": self._swap.resent,
             "prefill_tokens": self._prefilled,
-            "prefill_padding_tokens": self._tiles * PAGE_TOKENS - self._prefilled,
+            "prefill_padding_tokens": self._tiles * self.limits.page_tokens - self._prefilled,
             "decode_rows": self._rows,
         }
 

@@ -17,7 +17,7 @@ from jaxserve.scheduler.limits import Limits
 from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.request import Seq
 from jaxserve.scheduler.view import View
-from jaxserve.types import PAGE_TOKENS, Move, PageClasses
+from jaxserve.types import Move, PageClasses
 
 
 class Moving(NamedTuple):
@@ -109,7 +109,7 @@ class Swap:
         """What must come from the host for a sequence to have back as many of its first `tokens` as host and device
         hold
         together; None when the device holds as many alone."""
-        reach = -(-tokens // PAGE_TOKENS)
+        reach = self._pages.prefilled(tokens).entries
         for host, pool, names in zip(self.hosts, self._pages.flat, kept.names, strict=True):
             there = (name is None or pool.find(name) is not None or host.find(name) is not None for name in names)
             reach = min(reach, next((i for i, found in enumerate(there) if not found), reach))
@@ -214,7 +214,7 @@ class Swap:
     def ended(self, seq: Seq) -> None:
         """Nobody else looks for the full pages that it sent, those among them that it let go before its end."""
         for i, host in enumerate(self.hosts):
-            for index in range(seq.known // PAGE_TOKENS + 1):
+            for index in range(self._pages.whole(seq.known) + 1):
                 host.forget(own_name(seq.id, i, index))
 
     def reset(self) -> None:

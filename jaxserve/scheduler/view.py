@@ -82,7 +82,7 @@ class PinView(Protocol):
 
 
 class Budget:
-    """What is left of the step being planned. `tokens` are what the step costs: 64 a tile, q a row."""
+    """What is left of the step being planned. `tokens` are what the step costs: a page a tile, q a row."""
 
     __slots__ = ("rows", "tiles", "tokens")
 

@@ -40,6 +40,10 @@ class Machine:
     link: Link = LINKS["gathered"]
 
     def __post_init__(self) -> None:
+        if self.limits.page_tokens != PAGE_TOKENS:
+            raise ValueError(
+                f"{self.name} has pages of {self.limits.page_tokens} tokens; simulated pages have {PAGE_TOKENS}"
+            )
         if self.shape.q != 1:
             raise ValueError(f"{self.name} decodes {self.shape.q} tokens a row; simulated rows are one token wide")
 

@@ -134,7 +134,7 @@ class Replica:
         self._tokens = 0
         self._shape = machine.shape
         self._cost = machine.cost
-        self._pace = Pace()
+        self._pace = Pace(PAGE_TOKENS)
         self.scheduler.on_event(CostUpdate(now=agenda.now, values=self._cost.parameters()))
 
     @property

@@ -25,11 +25,11 @@ def appended(tokens: Array, drafts: Array, drafted: Array) -> Array:
     return 1 + jnp.sum(jnp.cumprod(hit.astype(jnp.int32), axis=1), axis=1, dtype=jnp.int32)
 
 
-def room(length: Array, limit: Array) -> Array:
+def room(length: Array, limit: Array, page_tokens: int = PAGE_TOKENS) -> Array:
     """int32 [R]: the most drafts that a sequence of `length` known tokens may verify next.
 
     The row covers positions length - 1 .. length - 1 + drafts, which lie in one page, so that a rejected draft never
     costs a page; and drafts plus the token after them end at `limit` known tokens at most.
     """
-    page_left = PAGE_TOKENS - 1 - jnp.maximum(length - 1, 0) % PAGE_TOKENS
+    page_left = page_tokens - 1 - jnp.maximum(length - 1, 0) % page_tokens
     return jnp.maximum(jnp.minimum(page_left, limit - length - 1), 0)

@@ -30,7 +30,9 @@ LAYOUTS = {
     + [(name, *shape) for name in LAYOUTS for shape in ((paged_prefill, 8, 64, (32, 8), 128),)]
     # Fields of 16 channels, narrower than an integer product: read in pairs.
     + [(name, paged_decode, 2, 4, (9, 3), 64) for name in ("kivi2", "hack2")]
-    + [(name, paged_prefill, 8, 64, (4, 1), 64) for name in ("kivi2", "hack2")],
+    + [(name, paged_prefill, 8, 64, (4, 1), 64) for name in ("kivi2", "hack2")]
+    # Tiles and pages of 128 tokens.
+    + [(name, paged_prefill, 8, 128, (32, 8), 128) for name in ("kivi2", "hack4")],
 )
 def test_kernel(name: str, op, rows: int, q_tokens: int, heads, head_dim: int, tmp_path: Path) -> None:
     layout: SealedLayout = LAYOUTS[name]
@@ -38,7 +40,7 @@ def test_kernel(name: str, op, rows: int, q_tokens: int, heads, head_dim: int, t
     def call(q, positions, counts, pool, tables):
         return op(q, positions, pool, 1, tables, counts=counts, scale=0.1, backend="triton", layout=layout)
 
-    shapes = layout.shapes(heads[1], 64, head_dim)
+    shapes = layout.shapes(heads[1], max(q_tokens, 64), head_dim)
     args = (
         array("bfloat16", rows, q_tokens, heads[0], head_dim),
         array("int32", rows),

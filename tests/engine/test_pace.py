@@ -25,7 +25,7 @@ def steps(count: int, seed: int = 0):
 
 
 def test_rates_are_those_that_made_the_durations():
-    pace = Pace()
+    pace = Pace(PAGE_TOKENS)
     told = [rates for plan, took in steps(4 * TELL_EVERY) if (rates := pace.add(plan, took)) is not None]
     assert len(told) == 4
     for name in ("step_s", "prefill_token_s", "decode_row_s"):
@@ -34,7 +34,7 @@ def test_rates_are_those_that_made_the_durations():
 
 
 def test_a_step_that_waited_for_something_else_teaches_nothing():
-    pace = Pace()
+    pace = Pace(PAGE_TOKENS)
     rates = None
     for number, (plan, took) in enumerate(steps(8 * TELL_EVERY)):
         rates = pace.add(plan, took + (5.0 if number > TELL_EVERY and number % 20 == 0 else 0.0)) or rates
@@ -42,7 +42,7 @@ def test_a_step_that_waited_for_something_else_teaches_nothing():
 
 
 def test_rates_are_never_negative():
-    pace = Pace()
+    pace = Pace(PAGE_TOKENS)
     for step in range(TELL_EVERY - 1):
         pace.add(Plan(step=step, decode=(Work(0, 0, 1000 - step, 1, True),)), 0.01 + step * 1e-5)
     rates = pace.add(Plan(step=200, decode=(Work(0, 0, 500, 1, True),)), 0.02)

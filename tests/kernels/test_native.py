@@ -158,6 +158,24 @@ def test_pages_of_other_lengths(name: str, page_tokens: int) -> None:
     np.testing.assert_allclose(got, reference, atol=2e-3 if homomorphic else 2e-6)
 
 
+@needs_compiler
+@pytest.mark.parametrize("page_tokens", [32, 128])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tiles_of_other_lengths(dtype: Any, page_tokens: int) -> None:
+    draw = np.random.default_rng(0)
+    k, v = (jnp.asarray(draw.standard_normal((5, 2, page_tokens, 64)), dtype) for _ in "kv")
+    pool = Dense(dtype).pool_of(k, v)
+    q = jnp.asarray(draw.standard_normal((3, page_tokens, 4, 64)), jnp.float32)
+    positions = jnp.asarray([page_tokens, page_tokens + 5, -1], jnp.int32)
+    options = {"counts": jnp.asarray([page_tokens, page_tokens - 5, 0], jnp.int32), "scale": 0.125, "window": 50}
+    tables = jnp.asarray([[3, 0], [1, 4], [2, 4]], jnp.int32)
+    got, reference = (
+        normalize(paged_prefill(q, positions, pool, 0, tables, layout=Dense(dtype), backend=backend, **options))
+        for backend in ("native", "reference")
+    )
+    np.testing.assert_allclose(got, reference, atol=2e-6)
+
+
 def traced_anew(case: Case, x: Inputs) -> Attended:
     """Backend `native`, as in a process that has traced nothing yet."""
     options = {"scale": case.scale, "counts": x.counts, "backend": "native"}

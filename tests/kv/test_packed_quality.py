@@ -30,17 +30,19 @@ TOKENS, WINDOWS = 768, 2
 
 @dataclass(frozen=True)
 class Reading:
-    """How a query reads: the first `sinks` pages and the last `residual` up to its own as they are, others as codes."""
+    """How a query reads: the first `sinks` pages of `size` tokens and the last `residual` up to its own as they are,
+    others as codes."""
 
     layout: Packed
     rotated: bool = False
     sinks: int = 1
     residual: int = 1
+    size: int = PAGE_TOKENS
 
     def there_and_back(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         """k, v float32 [tokens, kv_heads, head_dim], by way of codes."""
         turn = rotated_keys if self.rotated else lambda x: x  # of 64 channels: its own inverse
-        pages = (x.reshape(-1, PAGE_TOKENS, *x.shape[1:]).swapaxes(1, 2) for x in (turn(k), v))
+        pages = (x.reshape(-1, self.size, *x.shape[1:]).swapaxes(1, 2) for x in (turn(k), v))
         k, v = (x.swapaxes(1, 2).reshape(k.shape) for x in self.layout.decode(self.layout.encode(*pages)))
         return turn(k), v
 
@@ -50,7 +52,7 @@ class Reading:
         k, v = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (k, v))
         k_codes, v_codes = self.there_and_back(k, v)
         position = jnp.arange(q.shape[0])
-        page = position // PAGE_TOKENS
+        page = position // self.size
         plain = (page < self.sinks) | (page > page[:, None] - self.residual)
         s = jnp.where(plain, *(jnp.einsum("qhgd,khd->hgqk", q32, keys) for keys in (k, k_codes))) * scale
         p = jax.nn.softmax(jnp.where(position[:, None] >= position, s, -jnp.inf), axis=-1)
@@ -107,6 +109,12 @@ def test_stochastic_rounding_hurts() -> None:
 
 def test_keys_lose_less_when_they_are_rotated() -> None:
     assert harm(Reading(hack(4), rotated=True)) < 0.75 * harm(Reading(hack(4)))
+
+
+def test_wider_partitions_hurt() -> None:
+    """As many tokens in 16 bits, others in pages of 32 and of 128."""
+    narrow = Reading(hack(2), rotated=True, size=32, sinks=4, residual=4)
+    assert harm(Reading(hack(2), rotated=True, size=128)) > 1.4 * harm(narrow)
 
 
 def test_eight_bits_are_nothing_beside_four() -> None:

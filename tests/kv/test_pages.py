@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 
@@ -90,6 +91,14 @@ def test_wire_round_trip(name: str, backend: str) -> None:
         assert (header.identity, header.format, header.cls) == (b"chain", name, cls)
         for sent, received in zip(jax.tree.leaves(page), jax.tree.leaves(back), strict=True):
             assert np.array_equal(received.view(np.uint8), sent.view(np.uint8))
+
+
+def test_pages_of_another_size_are_refused(name: str) -> None:
+    format, pages = pages_of(name, "reference")
+    smaller = msgspec.structs.replace(WIDE, page_tokens=32)
+    for cls, page in enumerate(pages):
+        with pytest.raises(BadPageError, match="this pool needs"):
+            import_page(format, smaller, export_page(format, cls, page, b""))
 
 
 INTEGERS = ("k_codes", "v_codes", "k_sum", "v_sum")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxserve.scheduler import Limits
-from jaxserve.types import PAGE_TOKENS, Move, PageClasses, Plan, SeqId, Work
+from jaxserve.types import Move, PageClasses, Plan, SeqId, Work
 
 Chain = list[int]
 
@@ -48,9 +48,12 @@ class Device:
 
     def __init__(self, limits: Limits, groups: Sequence[PageClasses]) -> None:
         self.limits = limits
+        self.page_tokens = limits.page_tokens
         self.groups = groups
         classes = [(g, c) for g, group in enumerate(groups) for c in range(len(group.classes))]
-        self.pools = {(g, c): [[None] * PAGE_TOKENS for _ in range(groups[g].classes[c].pages)] for g, c in classes}
+        self.pools = {
+            (g, c): [[None] * self.page_tokens for _ in range(groups[g].classes[c].pages)] for g, c in classes
+        }
         self.slots: dict[int, Slot] = {}
         self._written: dict[tuple[int, int, int], int] = {}
         self._host: dict[tuple[int, int, int], list[object]] = {}
@@ -115,7 +118,7 @@ class Device:
         limits = self.limits
         assert len(plan.decode) <= limits.max_decode_rows
         assert len(plan.prefill) <= limits.max_tiles
-        cost = len(plan.decode) * limits.q + len(plan.prefill) * PAGE_TOKENS
+        cost = len(plan.decode) * limits.q + len(plan.prefill) * self.page_tokens
         assert cost <= limits.max_num_batched_tokens, f"step {plan.step} costs {cost} tokens"
         rows = [work.seq for work in (*plan.decode, *plan.prefill) if work.samples]
         assert len(rows) == len(set(rows)), f"step {plan.step} samples a sequence twice"
@@ -142,7 +145,7 @@ class Device:
         for grant in plan.pages.grants:
             key = (grant.group, grant.cls)
             assert 0 <= grant.page < len(self.pools[key])
-            assert 0 <= grant.index < -(-self.limits.max_model_len // PAGE_TOKENS)
+            assert 0 <= grant.index < -(-self.limits.max_model_len // self.page_tokens)
             slot = self.slots[grant.slot]
             assert grant.index not in slot.granted[key], f"{grant} was granted before"
             slot.tables[key][grant.index] = grant.page
@@ -156,20 +159,22 @@ class Device:
             assert all(seal.index in slot.granted[seal.group, cls] for cls in (0, 1)), f"{seal}: never granted"
             owner = self._written.setdefault((seal.group, 1, seal.dst), seal.slot)
             assert owner == seal.slot, f"slots {owner} and {seal.slot} write sealed page {seal.dst}"
-            if slot.length - 1 >= (seal.index + 1) * PAGE_TOKENS:
+            if slot.length - 1 >= (seal.index + 1) * self.page_tokens:
                 page = self.pools[seal.group, 0][seal.src]
                 assert page == self._own(slot, seal.index), f"{seal}: the page is not what the slot computed"
                 self.pools[seal.group, 1][seal.dst] = sealed(page)
 
     def _own(self, slot: Slot, index: int) -> list[object]:
-        return slot.chain[index * PAGE_TOKENS + 1 : (index + 1) * PAGE_TOKENS + 1]
+        return slot.chain[index * self.page_tokens + 1 : (index + 1) * self.page_tokens + 1]
 
     def _tile(self, work: Work) -> None:
         slot = self.slots[work.slot]
         assert slot.seq == work.seq
         end = work.start + work.count
-        assert work.count >= 1 and work.start // PAGE_TOKENS == (end - 1) // PAGE_TOKENS, f"{work} straddles pages"
-        assert work.samples or end % PAGE_TOKENS == 0, f"{work} ends inside a page"
+        assert work.count >= 1 and work.start // self.page_tokens == (end - 1) // self.page_tokens, (
+            f"{work} straddles pages"
+        )
+        assert work.samples or end % self.page_tokens == 0, f"{work} ends inside a page"
         for g, group in enumerate(self.groups):
             self._write_tile(work, g, group)
         self._read(work.slot, work.start, end)
@@ -177,13 +182,13 @@ class Device:
     def _write_tile(self, work: Work, g: int, group: PageClasses) -> None:
         """Into a 16-bit page if there is one; a page that is complete with this tile is sealed, unless it is a sink."""
         slot, end = self.slots[work.slot], work.start + work.count
-        index = work.start // PAGE_TOKENS
-        completed = len(group.classes) == 2 and end % PAGE_TOKENS == 0 and index >= group.sink_pages
+        index = work.start // self.page_tokens
+        completed = len(group.classes) == 2 and end % self.page_tokens == 0 and index >= group.sink_pages
         if not completed or index in slot.granted[g, 0]:
             for position in range(work.start, end):
                 self._write(work.slot, g, position, slot.chain[position + 1])
         else:
-            assert work.start % PAGE_TOKENS == 0, f"{work} joins a page of group {g} that is not there"
+            assert work.start % self.page_tokens == 0, f"{work} joins a page of group {g} that is not there"
         if completed:
             assert index in slot.granted[g, 1], f"{work} completes a page of group {g} without a sealed one"
             page = slot.tables[g, 1][index]
@@ -200,7 +205,7 @@ class Device:
         assert work.start <= last + (self.limits.q - 1) * self.limits.lag, f"{work} is far above {last}"
         tokens: list[int] = []
         # Drafts are cut at the end of a page.
-        drafts = min(self.limits.q - 1, PAGE_TOKENS - 1 - last % PAGE_TOKENS)
+        drafts = min(self.limits.q - 1, self.page_tokens - 1 - last % self.page_tokens)
         for offset in range(drafts + 1):
             for g in range(len(self.groups)):
                 content = slot.chain[last + offset + 1] if offset <= accepted else object()
@@ -215,12 +220,12 @@ class Device:
         slot = self.slots[number]
         if position >= self.limits.max_model_len:
             return
-        index = position // PAGE_TOKENS
+        index = position // self.page_tokens
         assert index in slot.granted[g, 0], f"slot {number} writes position {position} of group {g} into a stale page"
         page = slot.tables[g, 0][index]
         owner = self._written.setdefault((g, 0, page), number)
         assert owner == number, f"slots {owner} and {number} write page {page} of group {g}"
-        self.pools[g, 0][page][position % PAGE_TOKENS] = content
+        self.pools[g, 0][page][position % self.page_tokens] = content
 
     def _read(self, number: int, start: int, end: int) -> None:
         """Queries [start, end), all in one page, read all positions up to their own, or those in the window."""
@@ -232,10 +237,10 @@ class Device:
             first = 0 if group.window is None else max(0, start - group.window + 1)
             position = first
             while position < end:
-                index = position // PAGE_TOKENS
-                stop = min(end, (index + 1) * PAGE_TOKENS)
-                found = self._page(number, g, group, index, start // PAGE_TOKENS)
-                found = found[position % PAGE_TOKENS : (stop - 1) % PAGE_TOKENS + 1]
+                index = position // self.page_tokens
+                stop = min(end, (index + 1) * self.page_tokens)
+                found = self._page(number, g, group, index, start // self.page_tokens)
+                found = found[position % self.page_tokens : (stop - 1) % self.page_tokens + 1]
                 assert found == slot.chain[position + 1 : stop + 1], (
                     f"slot {number} (sequence {slot.seq}) reads foreign content in group {g}, page {index}"
                 )

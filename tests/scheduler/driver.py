@@ -10,7 +10,6 @@ from io import BytesIO
 
 from jaxserve.scheduler import Limits, Policy, Recorder, Scheduler, make_policy
 from jaxserve.types import (
-    PAGE_TOKENS,
     Abort,
     Arrive,
     CloseProgram,
@@ -54,6 +53,7 @@ class Host:
     choice: int
     stop: int
     hashed: int
+    page_tokens: int
     cached: list[int] = field(default_factory=list)
     finished: bool = False
 
@@ -62,14 +62,14 @@ class Host:
         return len(self.chain) - 1 - self.prompt
 
     def completed(self) -> tuple[bytes, ...]:
-        full = (len(self.chain) - 1) // PAGE_TOKENS
-        names = page_names(self.chain, self.hashed, full)
+        full = (len(self.chain) - 1) // self.page_tokens
+        names = page_names(self.chain, self.hashed, full, self.page_tokens)
         self.hashed = max(full, self.hashed)
         return names
 
 
-def page_names(chain: Chain, first: int, end: int) -> tuple[bytes, ...]:
-    return tuple(str(chain[(i + 1) * PAGE_TOKENS]).encode() for i in range(first, end))
+def page_names(chain: Chain, first: int, end: int, page_tokens: int) -> tuple[bytes, ...]:
+    return tuple(str(chain[(i + 1) * page_tokens]).encode() for i in range(first, end))
 
 
 class Driver:
@@ -117,8 +117,9 @@ class Driver:
         for token in tokens:
             extend(chain, token)
         end = min(stop or max_new, max_new, max(1, self.limits.max_model_len - len(tokens)))
-        host = Host(tokens, chain, len(tokens), choice, end, len(tokens) // PAGE_TOKENS)
-        names = page_names(chain, 0, host.hashed)
+        size = self.limits.page_tokens
+        host = Host(tokens, chain, len(tokens), choice, end, len(tokens) // size, size)
+        names = page_names(chain, 0, host.hashed, size)
         if program := fields.get("program"):
             fields["shared"] = self._shared(str(program), tokens)
         arrive = Arrive(
@@ -193,7 +194,7 @@ class Driver:
     def run(self) -> None:
         """Until all have finished, within a few times the steps that they would take one by one."""
         most = 100 + (3 + self.move_steps) * sum(
-            host.prompt // PAGE_TOKENS + host.stop + 4 for host in self.hosts.values()
+            host.prompt // self.limits.page_tokens + host.stop + 4 for host in self.hosts.values()
         )
         for _ in range(most):
             if not self.scheduler.has_unfinished:

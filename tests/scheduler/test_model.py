@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxserve.scheduler import make_policy, policy_names, replay
+from jaxserve.types import PAGE_SIZES
 from tests.scheduler import chaos
 from tests.scheduler.driver import Driver, accept_randomly, groups_of, limits_of, two_classes
 
@@ -25,6 +26,7 @@ def setups(draw):
     slots = draw(st.integers(1, 6))
     tiles = draw(st.integers(1, 6))
     max_len = draw(st.sampled_from([150, 256, 400]))
+    page = draw(st.sampled_from(PAGE_SIZES))
     limits = limits_of(
         q=q,
         lag=draw(st.sampled_from([0, 1])),
@@ -32,16 +34,17 @@ def setups(draw):
         max_decode_rows=draw(st.integers(1, slots)),
         max_tiles=tiles,
         tile_buckets=draw(st.sampled_from([(), (1, 2, 4), (2, 6)])),
-        max_num_batched_tokens=draw(st.integers(64, 64 * tiles + slots * q)),
+        max_num_batched_tokens=draw(st.integers(page, page * tiles + slots * q)),
         max_model_len=max_len,
+        page_tokens=page,
         enable_prefix_caching=draw(st.booleans()),
         watermark=draw(st.sampled_from([0.0, 0.1])),
         pin_share=draw(st.sampled_from([0.0, 0.5, 1.0])),
         pin_ttl_s=draw(st.sampled_from([0.0, 10.0, 1e9])),
     )
-    entries = -(-max_len // 64)
+    entries = -(-max_len // page)
     windows = draw(st.lists(st.sampled_from(WINDOWS), min_size=1, max_size=3))
-    made = tuple(draw(groups(entries, window)) for window in windows)
+    made = tuple(msgspec.structs.replace(draw(groups(entries, window)), page_tokens=page) for window in windows)
     if draw(st.booleans()):
         sizes = tuple(draw(st.integers(0, 2 * entries)) for group in made for _ in group.classes)
         limits = msgspec.structs.replace(limits, host_pages=sizes)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from jaxserve.cli import main
 from jaxserve.cli.player import TracePlayer
 from jaxserve.cli.profile import grid, measure
-from jaxserve.config import EngineConfig
+from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.load import load_core
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.scheduler import make_policy
@@ -198,3 +198,11 @@ def test_records_of_other_engines_are_refused(tmp_path: Path, capsys: pytest.Cap
     path.write_bytes(b"nothing")
     assert main(["profile", "--from-record", str(path), "--device", "cpu"]) == 2
     assert "not a record" in capsys.readouterr().err
+
+
+def test_other_pages_than_those_of_the_simulator_are_refused():
+    with pytest.raises(ConfigError, match="--block-size 32: a profile is for the simulator, whose pages have 64"):
+        measure(EngineConfig.of(block_size=32))
+    machine = published()
+    with pytest.raises(ValueError, match="pages of 32 tokens; simulated pages have 64"):
+        dataclasses.replace(machine, limits=replace(machine.limits, page_tokens=32))

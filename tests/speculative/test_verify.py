@@ -19,7 +19,7 @@ from jaxserve.sampling.head import HeadVariant, head, variant_for
 from jaxserve.sampling.state import Floats, Ints, SlotLayout, allocate, decode_inputs, mask_words
 from jaxserve.speculative.ngram import NGram
 from jaxserve.speculative.verify import appended, room
-from jaxserve.types import PAGE_TOKENS, SamplingParams
+from jaxserve.types import PAGE_SIZES, PAGE_TOKENS, SamplingParams
 
 VOCAB, SLOTS, MAX_LEN = 16, 4, 160
 jit_admit, jit_extras = jax.jit(admit), jax.jit(admit_extras)
@@ -183,10 +183,10 @@ def test_verified_rows_follow_the_model_distribution(draft):
 
 
 @settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_room_ends_at_the_page_and_the_limit(length, limit):
-    fits = [d for d in range(64) if (length - 1) // 64 == (length - 1 + d) // 64 and length + d + 1 <= limit]
-    assert room(np.int32(length), np.int32(limit)) == max(fits, default=0)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(PAGE_SIZES))
+def test_room_ends_at_the_page_and_the_limit(length, limit, page):
+    fits = [d for d in range(page) if (length - 1) // page == (length - 1 + d) // page and length + d + 1 <= limit]
+    assert room(np.int32(length), np.int32(limit), page) == max(fits, default=0)
 
 
 def test_drafts_stand_up_to_the_first_that_differs():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, decodes, prefills
 from jaxserve.scheduler.view import SeqView, View
-from jaxserve.types import PAGE_TOKENS, Abort, Arrive, Event, Plan, SeqId, StepDone
+from jaxserve.types import Abort, Arrive, Event, Plan, SeqId, StepDone
 
 
 class Entry:
@@ -93,8 +93,8 @@ class BatchLLM(Policy):
         if not view.admitting or self._gathering(view):
             return
         if self._fresh and len(self._fresh) >= max(self.least, len(self._order)) or not self._order:
-            self._plant()
-        self._note_done()
+            self._plant(view.limits.page_tokens)
+        self._note_done(view.limits.page_tokens)
         held = 0
         for entry in self._order.values():
             if not view.admitting or held >= self.lookahead:
@@ -124,10 +124,10 @@ class BatchLLM(Policy):
                 high = middle - 1
         return low > 0 and entry.hashes[low - 1] not in self._done
 
-    def _note_done(self) -> None:
+    def _note_done(self, page_tokens: int) -> None:
         """A page can be shared once a plan before this one computes it."""
         for entry in self._running.values():
-            known = min(entry.seq.computed // PAGE_TOKENS, len(entry.hashes))
+            known = min(entry.seq.computed // page_tokens, len(entry.hashes))
             for name in reversed(entry.hashes[:known]):
                 if name in self._done:
                     break
@@ -135,33 +135,33 @@ class BatchLLM(Policy):
 
     # The tree
 
-    def _plant(self) -> None:
+    def _plant(self, page_tokens: int) -> None:
         """A new tree of everybody who waits."""
         entries = [*self._order.values(), *self._fresh.values()]
         self._fresh.clear()
         running = set().union(*(entry.hashes for entry in self._running.values())) if self._running else set()
         self._claimed &= running
         self._done &= running
-        self._order = OrderedDict((entry.seq.id, entry) for entry in depth_first(entries))
-        self.optimum += tree_tokens(entries)
+        self._order = OrderedDict((entry.seq.id, entry) for entry in depth_first(entries, page_tokens))
+        self.optimum += tree_tokens(entries, page_tokens)
 
 
-def tree_tokens(entries: Sequence[Entry]) -> int:
+def tree_tokens(entries: Sequence[Entry], page_tokens: int) -> int:
     """Tokens to prefill if every page that several share is computed once; the last token is always computed."""
     seen: set[bytes] = set()
     tokens = 0
     for entry in entries:
         prompt, hashes = entry.seq.prompt, entry.hashes
-        sharable = min(len(hashes), (prompt - 1) // PAGE_TOKENS)
+        sharable = min(len(hashes), (prompt - 1) // page_tokens)
         shared = 0
         while shared < sharable and hashes[shared] in seen:
             shared += 1
-        tokens += prompt - shared * PAGE_TOKENS
+        tokens += prompt - shared * page_tokens
         seen.update(hashes)
     return tokens
 
 
-def depth_first(entries: Sequence[Entry]) -> list[Entry]:
+def depth_first(entries: Sequence[Entry], page_tokens: int) -> list[Entry]:
     """The order in which a walk of the prefix tree meets them, at each node the subtree with most decoding first."""
     leaves = Counter(name for entry in entries for name in entry.hashes)
     ordered: list[Entry] = []
@@ -179,16 +179,16 @@ def depth_first(entries: Sequence[Entry]) -> list[Entry]:
         if len(parts) == 1 and children:  # nobody branches off here
             stack.append((parts[0], depth + 1))
             continue
-        parts.sort(key=lambda part: (ratio(part, depth), -part[0].seq.order))
+        parts.sort(key=lambda part: (ratio(part, depth, page_tokens), -part[0].seq.order))
         stack.extend((part, depth + 1) for part in parts)
     return ordered
 
 
-def ratio(part: Sequence[Entry], depth: int) -> float:
+def ratio(part: Sequence[Entry], depth: int, page_tokens: int) -> float:
     """Tokens to generate per token to prefill below `depth` pages, pages that all of `part` share counted once."""
     deepest = min(len(entry.hashes) for entry in part)
     shared = depth
     while shared < deepest and len({entry.hashes[shared] for entry in part}) == 1:
         shared += 1
-    prompts = sum(entry.seq.prompt - shared * PAGE_TOKENS for entry in part) + (shared - depth) * PAGE_TOKENS
+    prompts = sum(entry.seq.prompt - shared * page_tokens for entry in part) + (shared - depth) * page_tokens
     return sum(entry.output for entry in part) / max(1, prompts)

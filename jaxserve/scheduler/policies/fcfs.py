@@ -8,7 +8,6 @@ from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, decodes, prefills
 from jaxserve.scheduler.request import DECODE
 from jaxserve.scheduler.view import Budget, SeqView, View
-from jaxserve.types import PAGE_TOKENS
 
 
 @register("fcfs")
@@ -25,10 +24,11 @@ class FCFS(Policy):
         yield from decodes(view)
 
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
-        most = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // PAGE_TOKENS)
-        tiles = min(left.tiles, left.tokens // PAGE_TOKENS)
+        tile = view.limits.page_tokens
+        most = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // tile)
+        tiles = min(left.tiles, left.tokens // tile)
         if seq.phase is DECODE:
             return view.limits.q if left.tiles == view.limits.max_tiles else 0
         wanted = super().tokens(seq, left, view)
-        whole = wanted <= tiles * PAGE_TOKENS
+        whole = wanted <= tiles * tile
         return wanted if whole or tiles == most else 0

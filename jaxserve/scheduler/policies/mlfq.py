@@ -12,7 +12,7 @@ from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Evict, Policy
 from jaxserve.scheduler.queue import Queue
 from jaxserve.scheduler.view import SeqView, View
-from jaxserve.types import PAGE_TOKENS, Abort, Arrive, Event, Plan, SeqId, StepDone
+from jaxserve.types import Abort, Arrive, Event, Plan, SeqId, StepDone
 
 NUDGE = 1.02
 """A step's time moves what is known of steps by this factor, up or down: the median of the last hundred or so, however
@@ -191,7 +191,7 @@ class SkipJoinMLFQ(Policy):
         """Goes on with those that the check before did not come to, else with all who wait below the top."""
         self._until_check = self.check_every
         self._since = view.now - self._starvation(view)
-        tile_s = PAGE_TOKENS * cost(view, "prefill_token_s")
+        tile_s = view.limits.page_tokens * cost(view, "prefill_token_s")
         self._lifts = max(1.0, LIFT_SHARE * (view.now - self._checked) / tile_s) if tile_s else inf
         self._checked = view.now
         if not self._unlooked:
@@ -289,13 +289,14 @@ class SkipJoinMLFQ(Policy):
         least = min((max(pages) for pages, g in zip(pools, view.groups, strict=True) if g.window is None), default=0)
         if not least or not self._tokens:
             return float("inf")
-        return self.full * least * PAGE_TOKENS - self._tokens
+        return self.full * least * view.limits.page_tokens - self._tokens
 
     @staticmethod
     def _swap_pays(view: View) -> bool:
         page = sum(max(kind.bytes for kind in group.classes) for group in view.groups)
         most = view.limits.max_num_batched_tokens
-        return 2 * page / view.limits.host_link_bytes_s < PAGE_TOKENS * prefill_s(view, most) / most
+        computed = view.limits.page_tokens * prefill_s(view, most) / most
+        return 2 * page / view.limits.host_link_bytes_s < computed
 
     def may_preempt(self, want: SeqView, victim: SeqView, view: View) -> Evict | None:
         mine, other = self._jobs[want.id].level, self._jobs[victim.id].level

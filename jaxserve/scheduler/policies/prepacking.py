@@ -11,14 +11,14 @@ from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, Wrapper
 from jaxserve.scheduler.request import DECODE
 from jaxserve.scheduler.view import Budget, SeqView, View
-from jaxserve.types import PAGE_TOKENS, SeqId
+from jaxserve.types import SeqId
 
 
 @register("prepacking")
 class Prepacking(Wrapper):
     """Packs prompts into a number of tiles that a program exists for (Prepacking, arXiv:2404.09529, for tile buckets).
 
-    The paper packs prompts into rows as long as the longest one; here a prompt takes whole tiles of 64 tokens, several
+    The paper packs prompts into rows as long as the longest one; here a prompt takes whole tiles, several
     prompts share a step, and a step is padded up to the next tile bucket. So the step gets the largest bucket that the
     waiting prompts can fill: the first prompt of the inner policy, so that none is overtaken forever, then in its order
     whole prompts while they fit, then a piece of the first one that does not. Tiles that find no pages go to the next
@@ -50,8 +50,9 @@ class Prepacking(Wrapper):
         yield from inner
 
     def _pack(self, prompts: list[SeqView], view: View) -> list[SeqView]:
-        sizes = [tiles_of(seq) for seq in prompts]
-        room = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // PAGE_TOKENS)
+        tile = view.limits.page_tokens
+        sizes = [tiles_of(seq, tile) for seq in prompts]
+        room = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // tile)
         left = filled(min(room, self._startable(prompts, sizes, view)), view.limits.tile_buckets)
         self._spare = view.limits.max_tiles - left
         packed, passed = [], []
@@ -62,7 +63,7 @@ class Prepacking(Wrapper):
                 left -= tiles
             elif not packed:
                 packed.append(seq)
-                self._share[seq.id] = piece(seq, left)
+                self._share[seq.id] = piece(seq, left, tile)
                 left = 0
             else:
                 passed.append(seq)
@@ -85,7 +86,7 @@ class Prepacking(Wrapper):
         if seq.phase is DECODE:
             return self.inner.tokens(seq, left, view)
         share = self._share.get(seq.id)
-        return piece(seq, left.tiles - self._spare) if share is None else share
+        return piece(seq, left.tiles - self._spare, view.limits.page_tokens) if share is None else share
 
 
 def room_for_newcomers(view: View) -> float:
@@ -98,15 +99,15 @@ def room_for_newcomers(view: View) -> float:
     return min(free, default=inf)
 
 
-def piece(seq: SeqView, tiles: int) -> int:
-    """Tokens with which its prompt fills so many tiles, if it is that long."""
-    return tiles * PAGE_TOKENS - seq.computed % PAGE_TOKENS if tiles > 0 else 0
+def piece(seq: SeqView, tiles: int, size: int) -> int:
+    """Tokens with which its prompt fills so many tiles of that size, if it is that long."""
+    return tiles * size - seq.computed % size if tiles > 0 else 0
 
 
-def tiles_of(seq: SeqView) -> int:
-    """Tiles that the rest of its prompt takes."""
-    first = (seq.computed if seq.resident else 0) // PAGE_TOKENS
-    return -(-(seq.target if seq.resident else seq.known) // PAGE_TOKENS) - first
+def tiles_of(seq: SeqView, size: int) -> int:
+    """Tiles of that size that the rest of its prompt takes."""
+    first = (seq.computed if seq.resident else 0) // size
+    return -(-(seq.target if seq.resident else seq.known) // size) - first
 
 
 def filled(tiles: int, buckets: tuple[int, ...]) -> int:

@@ -9,7 +9,6 @@ from jaxserve.scheduler.policies import register
 from jaxserve.scheduler.policy import Policy, Wrapper
 from jaxserve.scheduler.request import WAITING
 from jaxserve.scheduler.view import SeqView, View
-from jaxserve.types import PAGE_TOKENS
 
 
 @register("slora")
@@ -53,7 +52,7 @@ class SLoRA(Wrapper):
         held = sum(pin.pages for pin in view.pins())
         return min(
             (
-                (group.classes[0].pages * (1 - view.limits.watermark) - held) * PAGE_TOKENS
+                (group.classes[0].pages * (1 - view.limits.watermark) - held) * group.page_tokens
                 for group in view.groups
                 if group.window is None
             ),
