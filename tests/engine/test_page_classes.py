@@ -131,8 +131,8 @@ def test_programs_keep_whole_pages(make) -> None:
 
 
 def test_prefill_exact_is_served(make) -> None:
-    exact = make(prefill_exact=True)
-    dense = make(kv_format=None, kv_cache_dtype="bf16")
+    exact = make(kv_format="test-rounded-f32", prefill_exact=True)
+    dense = make(kv_format=None, kv_cache_dtype="f32")
     case = prompts([200], seed=9)
     # One chunk of four tiles: nothing is read sealed before the first decode row.
     a, b = (alone(driver, case, max_tokens=1)[0].logprobs[0] for driver in (exact, dense))

@@ -98,3 +98,11 @@ class RoundedFormat(SealedFormat):
     @property
     def layout(self) -> Rounded:
         return Rounded()
+
+
+@formats.register("test-rounded-f32")
+@dataclass(frozen=True)
+class RoundedFloatsFormat(RoundedFormat):
+    """The same beside pages of float32: what is read unsealed is exact."""
+
+    dtype: str = "float32"
