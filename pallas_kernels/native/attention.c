@@ -7,18 +7,9 @@
 #define HEADER(name) QUOTED(name.h)
 #include HEADER(PAGES)
 #include "softmax.h"
+#include "walk.h"
 
 enum { QUERIES_PER_ITEM = 16 };
-
-typedef struct {
-  const float *q;  // [rows, q_tokens, heads, HEAD_DIM]
-  const int32_t *positions, *counts, *tables, *places;
-  Pool pool;
-  float *o, *m, *l;
-  int64_t q_tokens, heads, layer, entries;
-  int64_t window;  // 0: none
-  float scale, softcap;  // softcap 0: none
-} Attention;
 
 // M queries of one row that share a KV head: query i is number first + i of group * q_tokens, tokens innermost.
 static inline __attribute__((always_inline)) void attend(
@@ -89,25 +80,7 @@ static void attend_item(const void *context, int64_t item) {
 
 XLA_FFI_Error *paged_attention(Frame *frame) {
   if (answered_metadata(frame)) return NULL;
-  const Buffer *q = operand(frame, 0), *tables = operand(frame, 3), *places = operand(frame, 4);
-  const Attention a = {
-      .q = q->data,
-      .positions = operand(frame, 1)->data,
-      .counts = operand(frame, 2)->data,
-      .tables = tables->data,
-      .places = places->dims[1] ? places->data : NULL,
-      .pool = pool_of(frame),
-      .layer = *(const int32_t *)operand(frame, 5)->data,
-      .o = result(frame, 0)->data,
-      .m = result(frame, 1)->data,
-      .l = result(frame, 2)->data,
-      .q_tokens = q->dims[1],
-      .heads = q->dims[2],
-      .entries = tables->dims[1],
-      .scale = (float)f64_attribute(frame, 0),
-      .softcap = (float)f64_attribute(frame, 1),
-      .window = i64_attribute(frame, 2),
-  };
-  parallel_for(frame, q->dims[0] * a.pool.kv_heads * parts(&a), &a, attend_item);
+  const Attention a = attention_of(frame);
+  parallel_for(frame, a.rows * a.pool.kv_heads * parts(&a), &a, attend_item);
   return NULL;
 }

@@ -6,18 +6,10 @@
 
 #include "dense.h"
 #include "softmax.h"
+#include "walk.h"
 
 // Compiled for one PAGE_TOKENS, too.
 enum { WIDTH = 2 * LANES, QUERIES = LANES == 16 ? 8 : 4 };
-
-typedef struct {
-  const float *q;  // [rows, tokens, heads, HEAD_DIM]
-  const int32_t *positions, *counts, *tables, *places;
-  Pool pool;
-  float *o, *m, *l;  // [rows, tokens, heads, VALUE_DIM], [rows, tokens, heads]
-  int64_t tokens, heads, layer, entries, window;
-  float scale, softcap;
-} Tiles;
 
 // A page as the products want it.
 typedef struct {
@@ -28,16 +20,12 @@ typedef struct {
 static inline void transpose(vec *x) {
 #pragma GCC unroll 4
   for (int apart = 1; apart < LANES; apart *= 2) {
-    ivec even, odd;
-    for (int lane = 0; lane < LANES; lane++) {
-      even[lane] = lane & apart ? lane - apart + LANES : lane;
-      odd[lane] = lane & apart ? lane + LANES : lane + apart;
-    }
+    const Pairs take = pairs(apart);
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) {
       if (i & apart) continue;
       vec first = x[i], second = x[i + apart];
-      x[i] = __builtin_shuffle(first, second, even), x[i + apart] = __builtin_shuffle(first, second, odd);
+      x[i] = __builtin_shuffle(first, second, take.even), x[i + apart] = __builtin_shuffle(first, second, take.odd);
     }
   }
 }
@@ -81,7 +69,7 @@ static inline __attribute__((always_inline)) void add_product(
 // R queries of a head, the first of them number `query` of [rows, tokens, heads] and at `at` of the page, over the first
 // `to` tokens of it.
 static inline __attribute__((always_inline)) void attend(
-    const Tiles *a, const Floats *page, int64_t query, int64_t at, int64_t to, const int R) {
+    const Attention *a, const Floats *page, int64_t query, int64_t at, int64_t to, const int R) {
   const int64_t stride = a->heads;
   float s[QUERIES][PAGE_TOKENS], keep[QUERIES];
   for (int64_t t = 0; t < to; t += WIDTH) {
@@ -99,11 +87,11 @@ static inline __attribute__((always_inline)) void attend(
 }
 
 static void attend_item(const void *context, int64_t item) {
-  const Tiles *a = context;
+  const Attention *a = context;
   const int64_t row = item / a->heads, head = item % a->heads, kv_head = head / (a->heads / a->pool.kv_heads);
-  const int64_t T = PAGE_TOKENS, position = a->positions[row], at_first = row * a->tokens * a->heads + head;
-  const int64_t count = position < 0 ? 0 : a->counts[row] < a->tokens ? a->counts[row] : a->tokens;
-  for (int64_t i = 0; i < a->tokens; i++) {
+  const int64_t T = PAGE_TOKENS, position = a->positions[row], at_first = row * a->q_tokens * a->heads + head;
+  const int64_t count = position < 0 ? 0 : a->counts[row] < a->q_tokens ? a->counts[row] : a->q_tokens;
+  for (int64_t i = 0; i < a->q_tokens; i++) {
     const int64_t at = at_first + i * a->heads;
     memset(a->o + at * VALUE_DIM, 0, VALUE_DIM * sizeof(float));
     a->m[at] = NO_KEY, a->l[at] = 0;
@@ -125,25 +113,7 @@ static void attend_item(const void *context, int64_t item) {
 
 XLA_FFI_Error *tiled_attention(Frame *frame) {
   if (answered_metadata(frame)) return NULL;
-  const Buffer *q = operand(frame, 0), *tables = operand(frame, 3), *places = operand(frame, 4);
-  const Tiles a = {
-      .q = q->data,
-      .positions = operand(frame, 1)->data,
-      .counts = operand(frame, 2)->data,
-      .tables = tables->data,
-      .places = places->dims[1] ? places->data : NULL,
-      .pool = pool_of(frame),
-      .layer = *(const int32_t *)operand(frame, 5)->data,
-      .o = result(frame, 0)->data,
-      .m = result(frame, 1)->data,
-      .l = result(frame, 2)->data,
-      .tokens = q->dims[1],
-      .heads = q->dims[2],
-      .entries = tables->dims[1],
-      .scale = (float)f64_attribute(frame, 0),
-      .softcap = (float)f64_attribute(frame, 1),
-      .window = i64_attribute(frame, 2),
-  };
-  parallel_for(frame, q->dims[0] * a.heads, &a, attend_item);
+  const Attention a = attention_of(frame);
+  parallel_for(frame, a.rows * a.heads, &a, attend_item);
   return NULL;
 }

@@ -162,20 +162,30 @@ static inline void fetch(const char *p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
+// Of two vectors, the lanes that a butterfly of lanes `apart` from each other puts into its first and second result.
+typedef struct {
+  ivec even, odd;
+} Pairs;
+
+static inline __attribute__((always_inline)) Pairs pairs(const int apart) {
+  Pairs take = {};
+  for (int lane = 0; lane < LANES; lane++) {
+    take.even[lane] = lane & apart ? lane - apart + LANES : lane;
+    take.odd[lane] = lane & apart ? lane + LANES : lane + apart;
+  }
+  return take;
+}
+
 // The sums of LANES vectors, in order, as one vector.
 static inline __attribute__((always_inline)) vec totals(const vec *x) {
   vec sums[LANES];
   for (int i = 0; i < LANES; i++) sums[i] = x[i];
 #pragma GCC unroll 4
   for (int apart = 1; apart < LANES; apart *= 2) {
-    ivec even, odd;
-    for (int lane = 0; lane < LANES; lane++) {
-      even[lane] = lane & apart ? lane - apart + LANES : lane;
-      odd[lane] = lane & apart ? lane + LANES : lane + apart;
-    }
+    const Pairs take = pairs(apart);
 #pragma GCC unroll 8
     for (int i = 0; i < LANES / apart / 2; i++) {
-      sums[i] = __builtin_shuffle(sums[2 * i], sums[2 * i + 1], even) + __builtin_shuffle(sums[2 * i], sums[2 * i + 1], odd);
+      sums[i] = __builtin_shuffle(sums[2 * i], sums[2 * i + 1], take.even) + __builtin_shuffle(sums[2 * i], sums[2 * i + 1], take.odd);
     }
   }
   return sums[0];
@@ -187,14 +197,10 @@ static inline __attribute__((always_inline)) void total_lanes(const ivec *x, con
   for (int i = 0; i < count; i++) sums[i] = x[i];
 #pragma GCC unroll 4
   for (int apart = 1; apart < width; apart *= 2) {
-    ivec even, odd;
-    for (int lane = 0; lane < LANES; lane++) {
-      even[lane] = lane & apart ? lane - apart + LANES : lane;
-      odd[lane] = lane & apart ? lane + LANES : lane + apart;
-    }
+    const Pairs take = pairs(apart);
 #pragma GCC unroll 8
     for (int i = 0; i < count / apart / 2; i++) {
-      sums[i] = __builtin_shuffle(sums[2 * i], sums[2 * i + 1], even) + __builtin_shuffle(sums[2 * i], sums[2 * i + 1], odd);
+      sums[i] = __builtin_shuffle(sums[2 * i], sums[2 * i + 1], take.even) + __builtin_shuffle(sums[2 * i], sums[2 * i + 1], take.odd);
     }
   }
   ivec order;
