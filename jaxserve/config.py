@@ -2,6 +2,9 @@
 
 A part is a frozen dataclass; `option(...)` gives a field its help, its parser and its choices. `EngineConfig` is what
 an engine needs; `ServeConfig` adds HTTP. Spelling follows vLLM where vLLM has the option.
+
+One file of more than 500 lines, nearly all of them options and their help: whoever adds one wants to see what there is,
+and the parsers below know the options only by what `option(...)` says of them.
 """
 
 from __future__ import annotations

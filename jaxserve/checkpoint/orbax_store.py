@@ -20,7 +20,7 @@ from jaxserve.quant import QTensor
 
 MANIFEST = "jaxserve.json"
 PARAMS = "params"
-VERSION = 1
+VERSION = 2
 """Of the tree's layout (names of leaves, order of fused columns). A folder of another version is refused."""
 
 _COMPANIONS = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*", "LICENSE*")
