@@ -27,24 +27,33 @@ class Pace:
         self._page_tokens = page_tokens
         self._squares = np.zeros((4, 4))
         self._products = np.zeros(4)
-        self._rates = np.zeros(4)
-        self._until_told = TELL_EVERY
+        self._rates = (0.0, 0.0, 0.0, 0.0)
+        self._recent: list[tuple[float, float, float, float, float]] = []
 
     def add(self, plan: Plan, duration: float) -> dict[str, float] | None:
         """Takes a step into account. Now and then: the rates, by the names of CostUpdate."""
-        context = sum([work.start for work in plan.decode]) + len(plan.decode)
-        amounts = np.array([1.0, len(plan.prefill) * self._page_tokens, len(plan.decode), context]) / SCALE
-        expected = float(amounts @ self._rates)
+        tokens, rows = len(plan.prefill) * self._page_tokens, len(plan.decode)
+        context = sum([work.start for work in plan.decode]) + rows
+        empty, per_token, per_row, per_context = self._rates
+        expected = empty + per_token * tokens + per_row * rows + per_context * context
         if expected and duration > OUTLIER * expected:
             return None
-        self._squares = FORGET * self._squares + np.outer(amounts, amounts)
-        self._products = FORGET * self._products + amounts * duration
-        self._until_told -= 1
-        if self._until_told:
+        self._recent.append((1.0, tokens, rows, context, duration))
+        if len(self._recent) < TELL_EVERY:
             return None
-        self._until_told = TELL_EVERY
-        self._rates = self._solved()
-        return dict(zip(NAMES, (self._rates / SCALE).tolist(), strict=True))
+        self._fold()
+        self._rates = tuple((self._solved() / SCALE).tolist())
+        return dict(zip(NAMES, self._rates, strict=True))
+
+    def _fold(self) -> None:
+        """Adds the recent steps to the sums: one by one it would cost each step more than planning it does."""
+        recent = np.array(self._recent)
+        amounts, durations = recent[:, :4] / SCALE, recent[:, 4]
+        weights = FORGET ** np.arange(len(recent) - 1, -1, -1)
+        kept = FORGET ** len(recent)
+        self._squares = kept * self._squares + (amounts * weights[:, None]).T @ amounts
+        self._products = kept * self._products + (amounts * weights[:, None]).T @ durations
+        self._recent.clear()
 
     def _solved(self) -> np.ndarray:
         """Non-negative least squares by dropping what comes out negative: four unknowns need no better."""
