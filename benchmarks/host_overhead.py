@@ -49,7 +49,7 @@ class InstantDevice(ProgramSet):
 
     def _answer(self, program: Program, args: tuple) -> Any:
         if program.name.startswith("head"):
-            packed = np.full((args[2].shape[0], 3), 7, np.int32)
+            packed = np.full((args[3].shape[0], 3), 7, np.int32)
             packed[:, :2] = (1, 0)
             return args[1], Out(packed)  # type: ignore[arg-type]
         if program.name.startswith("forward"):

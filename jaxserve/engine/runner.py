@@ -17,6 +17,7 @@ from jaxserve.engine.sequence import Sequence
 from jaxserve.engine.shapes import fit
 from jaxserve.engine.step import (
     COPIES,
+    FORWARD_ACCESS,
     SEALS,
     STAGED,
     StepFunctions,
@@ -74,6 +75,7 @@ class Runner:
         self._slots = slots
         self._tables = [np.full(table.shape, ABSENT, np.int32) for table in kv.tables]
         self._no_masks: dict[int, jax.Array] = {}
+        self._head_access = {variant: functions.head_access(variant) for variant in HeadVariant}
         self._mover = mover
 
     @property
@@ -191,8 +193,10 @@ class Runner:
         if grants:
             entries = [(g.slot, g.group, g.cls, g.index, g.page) for g in grants]
             grant_fields[:, : len(grants)] = np.array(entries, np.int32).T
+        written, read = FORWARD_ACCESS.split(self._slots)
         name = forward_name(rows, tiles)
-        self._kv, self._slots, done = self._call(name, self._params, self._kv, self._slots, batch)
+        self._kv, written, done = self._call(name, self._params, self._kv, written, read, batch)
+        self._slots = self._slots.merged(written)
         return done
 
     def _score(self, plan: Plan, scored: set[SeqId], rows: int, launched: Launched) -> None:
@@ -219,8 +223,10 @@ class Runner:
         base, tile = rows * q - 1, self._shape.page_tokens
         packed[decoding:needed, 1:] = np.array([[base + i * tile + w.count] for i, w in sampling]).reshape(-1, 1)
         masks = (self._allow_all(bucket),) if variant is HeadVariant.FULL else ()
+        written, read = self._head_access[variant].split(self._slots)
         name = head_name(bucket, variant)
-        self._slots, launched.out = self._call(name, self._head_params, self._slots, packed, *masks)
+        written, launched.out = self._call(name, self._head_params, written, read, packed, *masks)
+        self._slots = self._slots.merged(written)
 
     def _seal(self, seals: Iterable[Seal]) -> None:
         """After the head, which has set the lengths that say which pages are full."""

@@ -1,14 +1,16 @@
 """The device programs of a step as pure functions: forward, head, admit, tables, copy, score. No state, no plans.
 
-    forward[rows, tiles](params, kv, slots, batch) -> (kv, slots, done)  embed, layers, KV writes; activations to slots
-    head[rows, variant](params, slots, rows, masks) -> (slots, out)  logits, masks, penalties, sample, log-probs
+    forward[rows, tiles](params, kv, written, read, batch) -> (kv, written, done)  embed, layers, KV writes; activations
+    head[rows, variant](params, written, read, rows, masks) -> (written, out)  logits, masks, sample, log-probs
     admit(slots, packed) -> slots                                    a sequence's tokens and parameters into its slot
     tables(kv, packed) -> kv                                         a slot's whole block table
     copy[n](kv, packed) -> kv                                        pages forked before a step
     seal[n](kv, slots, packed) -> kv                                 pages that decode rows have filled
     score(params, slots, packed) -> logprobs                         prompt log-probs of one tile
 
-`kv` and `slots` are donated by every program that returns them.
+`kv`, `slots` and `written` are donated by every program that returns them. `written` and `read` are the arrays of the
+slots that a program changes and those that it only looks at (`Access`): each array that is handed back costs the
+host some 7 us.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,19 @@ STAGED = 16
 
 _LEAF: Any = 0
 """Stands for an array where only the structure of a result counts."""
+
+
+class Access(NamedTuple):
+    """The arrays of the slots that a program writes, and those that it reads beside them."""
+
+    writes: tuple[str, ...]
+    reads: tuple[str, ...]
+
+    def split(self, slots: Slots) -> tuple[Slots, Slots]:
+        return slots.only(self.writes), slots.only(self.reads)
+
+
+FORWARD_ACCESS = Access(("hidden",), ("tokens", "ints", "drafts"))
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,8 @@ class StepFunctions:
 
     # The functions
 
-    def forward(self, layout: ForwardLayout, params: Any, kv: KVState, slots: Slots, batch: jax.Array):
+    def forward(self, layout: ForwardLayout, params: Any, kv: KVState, written: Slots, read: Slots, batch: jax.Array):
+        slots = read.merged(written)
         row_slots, (tile_slots, tile_starts, tile_counts, tile_reads), grants = layout.split(batch)
         kv = _grant(kv, grants)
         q, page_tokens = self.shape.q, self.shape.page_tokens
@@ -104,15 +120,36 @@ class StepFunctions:
         tokens = _flat(row_tokens, tile_tokens)
         live, live_tiles = _first(row_counts, q), _first(tile_counts, page_tokens)
         positions = _flat(jnp.where(live, row_positions, -1), jnp.where(live_tiles, tile_positions, -1))
-        read = _flat(live, live_tiles & ~_first(tile_counts - tile_reads, page_tokens))
-        hidden, kv = self.model.forward(params, tokens, positions, kv, attend, self.ctx, read=read)
+        used = _flat(live, live_tiles & ~_first(tile_counts - tile_reads, page_tokens))
+        hidden, kv = self.model.forward(params, tokens, positions, kv, attend, self.ctx, read=used)
         buffer = jax.lax.dynamic_update_slice(slots.hidden, hidden.astype(slots.hidden.dtype), (0, 0))
         # Neither state can be waited for once the next step has taken it over; this scalar can.
         done = buffer[0, 0]
-        return kv, replace(slots, hidden=buffer), done
+        return kv, replace(written, hidden=buffer), done
 
-    def head(self, variant: HeadVariant, params: Any, slots: Slots, rows: jax.Array, masks: jax.Array | None = None):
-        return head(self._logits(params), slots, rows, masks, variant, self.proposer, self.shape.page_tokens)
+    def head(
+        self,
+        variant: HeadVariant,
+        params: Any,
+        written: Slots,
+        read: Slots,
+        rows: jax.Array,
+        masks: jax.Array | None = None,
+    ):
+        slots, logits = read.merged(written), self._logits(params)
+        slots, out = head(logits, slots, rows, masks, variant, self.proposer, self.shape.page_tokens)
+        return slots.only(self.head_access(variant).writes), out
+
+    def head_access(self, variant: HeadVariant) -> Access:
+        """What a head of this engine does with the slots."""
+        writes, reads = ["tokens", "ints"], ["hidden"]
+        (writes if self.proposer else reads).append("drafts")
+        if variant is not HeadVariant.GREEDY:
+            reads.append("floats")
+        if variant is HeadVariant.FULL:
+            writes.append("counts")
+            reads.append("extras")
+        return Access(tuple(writes), tuple(reads))
 
     def tables(self, kv: KVState, packed: jax.Array) -> KVState:
         """packed: the slot, then its table of every group and class, [classes, max_pages] each."""
@@ -217,16 +254,18 @@ class StepFunctions:
 
     def _forward_program(self, rows: int, tiles: int) -> Program:
         layout = self.forward_layout(rows, tiles)
-        args = (self.params, self.kv, self.slots, _ints(layout.size))
-        out = (self.kv, self.slots, _LEAF)
+        written, read = FORWARD_ACCESS.split(self.slots)
+        args = (self.params, self.kv, written, read, _ints(layout.size))
+        out = (self.kv, written, _LEAF)
         static = (*self._tile_identity, self.shape.q, self.groups)
         return Program(forward_name(rows, tiles), partial(self.forward, layout), args, (1, 2), out, static)
 
     def _head_program(self, rows: int, variant: HeadVariant) -> Program:
         full = variant is HeadVariant.FULL
         masks = (jax.ShapeDtypeStruct((rows, mask_words(self.slot_layout.vocab)), jnp.uint32),) if full else ()
-        args = (self.model.head_params(self.params), self.slots, _ints(rows, 1 + self.shape.q), *masks)
-        out = (self.slots, Out(_LEAF, Logprobs(_LEAF) if full else None))
+        written, read = self.head_access(variant).split(self.slots)
+        args = (self.model.head_params(self.params), written, read, _ints(rows, 1 + self.shape.q), *masks)
+        out = (written, Out(_LEAF, Logprobs(_LEAF) if full else None))
         static = (*self._model_identity, self.proposer and (self.proposer, self.shape.page_tokens))
         return Program(head_name(rows, variant), partial(self.head, variant), args, (1,), out, static)
 

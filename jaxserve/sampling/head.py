@@ -84,12 +84,12 @@ def head(
     rows: int32 [R, 1 + q]: slot (out of range: padding), then the row of `slots.hidden` of each of its q positions; a
     sequence is in one row at most. Positions past its drafts are ignored. masks: uint32 [R, ceil(vocab / 32)] of tokens
     that a grammar allows, for FULL only; a row whose mask forbids anything verifies no drafts, because its mask holds
-    for one position. `page_tokens`: drafts that the next row verifies do not reach beyond a page.
+    for one position. Of the slots GREEDY needs no `floats`, and only FULL `counts` and `extras`. `page_tokens`: drafts
+    that the next row verifies do not reach beyond a page.
     """
     ids, index = rows[:, 0], rows[:, 1:]
     count_rows, q = index.shape
     ints = slots.ints.at[ids].get(mode="fill", fill_value=0)
-    floats = slots.floats.at[ids].get(mode="fill", fill_value=0)
     drafts = slots.drafts.at[ids, : q - 1].get(mode="fill", fill_value=0)
     drafted = jnp.minimum(ints[:, Ints.DRAFT_LEN], q - 1)
 
@@ -101,13 +101,15 @@ def head(
             raise ValueError("The FULL head needs grammar masks; pass all ones where there is no grammar.")
         free = jnp.all(_all_set(masks, vocab), axis=1)
         drafted = jnp.where(free, drafted, 0)
+        floats = _floats(slots, ids)
         logits = process(raw.reshape(count_rows, q, vocab), slots, ids, ints, floats, drafts, masks).reshape(-1, vocab)
 
     top, greedy = draw.best(logits)
     finite = jnp.isfinite(top)
     if variant is HeadVariant.FULL:  # a mask may have hidden what is wrong
         finite &= jnp.isfinite(draw.best(raw)[0])
-    tokens = greedy if variant is HeadVariant.GREEDY else _drawn(logits, top, greedy, ints, floats, q)
+    drawn = variant is not HeadVariant.GREEDY
+    tokens = _drawn(logits, top, greedy, ints, _floats(slots, ids), q) if drawn else greedy
     tokens = tokens.reshape(count_rows, q)
 
     count = verify.appended(tokens, drafts, drafted)
@@ -128,6 +130,10 @@ def head(
         lambda: jnp.zeros((count_rows * q, packed_width(vocab)), jnp.int32),
     )
     return slots, Out(packed, Logprobs(logprobs.reshape(count_rows, q, -1)))
+
+
+def _floats(slots: Slots, ids: Array) -> Array:
+    return slots.floats.at[ids].get(mode="fill", fill_value=0)
 
 
 def _drawn(logits: Array, top: Array, greedy: Array, ints: Array, floats: Array, q: int) -> Array:

@@ -6,6 +6,7 @@ Dispatch cost grows with the number of leaves, so scalars share two arrays and r
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -110,7 +111,8 @@ def extras_offsets(vocab: int) -> tuple[int, ...]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Device state of all sequences; donated to and returned by every program.
+    """Device state of all sequences. A program gets the arrays that it writes, donated, and those that it only reads;
+    in the tree of either the others are None.
 
     tokens  int32 [slots, max_len]          history: prompt, then generated tokens
     ints    int32 [slots, len(Ints)]
@@ -128,6 +130,15 @@ class Slots:
     hidden: Array
     counts: Array
     extras: Array
+
+    def only(self, names: Collection[str]) -> Slots:
+        """The arrays named, None for the others: what a program does not get it need not be handed."""
+        return Slots(*[array if name in names else None for name, array in vars(self).items()])  # type: ignore[arg-type]
+
+    def merged(self, other: Slots) -> Slots:
+        """What `other` has, and for the rest what this has."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Slots(*[mine if new is None else new for mine, new in pairs])
 
 
 def shapes(layout: SlotLayout) -> Slots:
