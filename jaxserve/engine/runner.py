@@ -22,6 +22,7 @@ from jaxserve.engine.step import (
     STAGED,
     StepFunctions,
     copy_name,
+    decode_name,
     forward_name,
     gather_name,
     head_name,
@@ -76,6 +77,7 @@ class Runner:
         self._tables = [np.full(table.shape, ABSENT, np.int32) for table in kv.tables]
         self._no_masks: dict[int, jax.Array] = {}
         self._head_access = {variant: functions.head_access(variant) for variant in HeadVariant}
+        self._decode_access = {variant: functions.decode_access(variant) for variant in HeadVariant}
         self._mover = mover
 
     @property
@@ -122,13 +124,14 @@ class Runner:
         launched = Launched(plan, now)
         self._copy(plan)
         grants = self._admit(plan, sequences)
-        rows, tiles = self._forward_bucket(len(plan.decode), len(plan.prefill))
         scored = {work.seq for work in plan.prefill if sequences[work.seq].wants_prompt_logprobs}
-        launched.done = self._forward(plan, rows, tiles, grants, scored)
         launched.tokens = len(plan.decode) * self._shape.q + sum([work.count for work in plan.prefill])
-        launched.places = rows * self._shape.q + tiles * self._shape.page_tokens
-        self._score(plan, scored, rows, launched)
-        self._head(plan, sequences, rows, launched)
+        if plan.prefill or not self._decode(plan, sequences, grants, launched):
+            rows, tiles = self._forward_bucket(len(plan.decode), len(plan.prefill))
+            launched.done = self._forward(plan, rows, tiles, grants, scored)
+            launched.places = rows * self._shape.q + tiles * self._shape.page_tokens
+            self._score(plan, scored, rows, launched)
+            self._head(plan, sequences, rows, launched)
         if plan.pages.seals:
             self._seal(plan.pages.seals)
         return launched
@@ -177,7 +180,33 @@ class Runner:
         rows = [table[:, slot].reshape(-1) for table in self._tables]
         self._kv = self._call("tables", self._kv, _with_slot(slot, np.concatenate(rows)))
 
+    def _decode(
+        self, plan: Plan, sequences: Mapping[SeqId, Sequence], grants: list[Grant], launched: Launched
+    ) -> bool:
+        """Forward and head in one program. False, and nothing done: there is none that does it."""
+        rows = [work.seq for work in plan.decode]
+        found = self._decode_bucket(len(rows), max([sequences[seq].variant for seq in rows]))
+        if found is None:
+            return False
+        bucket, variant = found
+        batch = self._packed(plan, bucket, 0, grants, set())
+        written, read = self._decode_access[variant].split(self._slots)
+        name = decode_name(bucket, variant)
+        self._kv, written, launched.out = self._call(name, self._params, self._kv, written, read, batch)
+        self._slots = self._slots.merged(written)
+        launched.rows, launched.places = rows, bucket * self._shape.q
+        return True
+
     def _forward(self, plan: Plan, rows: int, tiles: int, grants: list[Grant], scored: set[SeqId]) -> jax.Array:
+        batch = self._packed(plan, rows, tiles, grants, scored)
+        written, read = FORWARD_ACCESS.split(self._slots)
+        name = forward_name(rows, tiles)
+        self._kv, written, done = self._call(name, self._params, self._kv, written, read, batch)
+        self._slots = self._slots.merged(written)
+        return done
+
+    def _packed(self, plan: Plan, rows: int, tiles: int, grants: list[Grant], scored: set[SeqId]) -> np.ndarray:
+        """The plan as a forward[rows, tiles] reads it. More grants than it has room for go ahead of it."""
         layout = self._functions.forward_layout(rows, tiles)
         if len(grants) > layout.grants:
             for slot in {g.slot for g in grants}:
@@ -193,11 +222,7 @@ class Runner:
         if grants:
             entries = [(g.slot, g.group, g.cls, g.index, g.page) for g in grants]
             grant_fields[:, : len(grants)] = np.array(entries, np.int32).T
-        written, read = FORWARD_ACCESS.split(self._slots)
-        name = forward_name(rows, tiles)
-        self._kv, written, done = self._call(name, self._params, self._kv, written, read, batch)
-        self._slots = self._slots.merged(written)
-        return done
+        return batch
 
     def _score(self, plan: Plan, scored: set[SeqId], rows: int, launched: Launched) -> None:
         for index, work in enumerate(plan.prefill):
@@ -252,6 +277,15 @@ class Runner:
             if self._programs.ready(forward_name(*bucket)) is not None:
                 return bucket
         return self._shape.decode[-1], (self._shape.tiles[-1] if tiles else 0)
+
+    def _decode_bucket(self, rows: int, least: HeadVariant) -> tuple[int, HeadVariant] | None:
+        """The cheapest compiled program of forward and head that holds the rows and does what `least` does."""
+        for bucket in self._shape.decode:
+            if bucket >= rows:
+                for variant in range(least, HeadVariant.FULL):
+                    if self._programs.ready(decode_name(bucket, HeadVariant(variant))) is not None:
+                        return bucket, HeadVariant(variant)
+        return None
 
     def _head_bucket(self, rows: int, least: HeadVariant) -> tuple[int, HeadVariant]:
         """The cheapest compiled head that holds the rows and does at least what `least` does."""

@@ -2,6 +2,7 @@
 
     forward[rows, tiles](params, kv, written, read, batch) -> (kv, written, done)  embed, layers, KV writes; activations
     head[rows, variant](params, written, read, rows, masks) -> (written, out)  logits, masks, sample, log-probs
+    decode[rows, variant](params, kv, written, read, batch) -> (kv, written, out)  both, for a step that only decodes
     admit(slots, packed) -> slots                                    a sequence's tokens and parameters into its slot
     tables(kv, packed) -> kv                                         a slot's whole block table
     copy[n](kv, packed) -> kv                                        pages forked before a step
@@ -140,6 +141,32 @@ class StepFunctions:
         slots, out = head(logits, slots, rows, masks, variant, self.proposer, self.shape.page_tokens)
         return slots.only(self.head_access(variant).writes), out
 
+    def decode(
+        self,
+        layout: ForwardLayout,
+        variant: HeadVariant,
+        params: Any,
+        kv: KVState,
+        written: Slots,
+        read: Slots,
+        batch: jax.Array,
+    ):
+        slots = read.merged(written)
+        kv, hidden, _ = self.forward(layout, params, kv, *FORWARD_ACCESS.split(slots), batch)
+        # A head fused with what is before it would round otherwise than one that reads activations from memory.
+        slots = slots.merged(jax.lax.optimization_barrier(hidden))
+        (row_slots, *_), q = layout.split(batch), self.shape.q
+        rows = jnp.arange(layout.rows * q, dtype=jnp.int32).reshape(layout.rows, q)
+        rows = jnp.concatenate([row_slots[:, None], rows], axis=1)
+        drawn, out = self.head(variant, params, *self.head_access(variant).split(slots), rows)
+        return kv, slots.merged(drawn).only(self.decode_access(variant).writes), out
+
+    def decode_access(self, variant: HeadVariant) -> Access:
+        """What a forward and a head of this engine do with the slots."""
+        first, second = FORWARD_ACCESS, self.head_access(variant)
+        writes = {*first.writes, *second.writes}
+        return Access(tuple(sorted(writes)), tuple(sorted({*first.reads, *second.reads} - writes)))
+
     def head_access(self, variant: HeadVariant) -> Access:
         """What a head of this engine does with the slots."""
         writes, reads = ["tokens", "ints"], ["hidden"]
@@ -244,7 +271,14 @@ class StepFunctions:
                 programs.append(Program(seal_name(n), self.seal, args, (0,), kv))
         *smaller, largest = self.shape.head_rows
         programs += [self._head_program(largest, variant) for variant in HeadVariant]
-        programs += [self._forward_program(rows, tiles) for rows, tiles in self.shape.forward_buckets()]
+        programs += [self._forward_program(rows, tiles) for rows, tiles in self.shape.forward_buckets() if tiles]
+        # Steps that only decode have programs of their own, but for the full head.
+        programs += [self._forward_program(rows, 0) for rows in reversed(self.shape.mixed_decode)]
+        programs += [
+            self._decode_program(rows, variant)
+            for rows in reversed(self.shape.decode)
+            for variant in (HeadVariant.GREEDY, HeadVariant.SAMPLE)
+        ]
         programs += [self._head_program(rows, HeadVariant.GREEDY) for rows in reversed(smaller)]
         programs += [self._head_program(rows, HeadVariant.SAMPLE) for rows in reversed(smaller)]
         # Costly to compile and seldom needed: one narrow head besides the largest will do.
@@ -259,6 +293,14 @@ class StepFunctions:
         out = (self.kv, written, _LEAF)
         static = (*self._tile_identity, self.shape.q, self.groups)
         return Program(forward_name(rows, tiles), partial(self.forward, layout), args, (1, 2), out, static)
+
+    def _decode_program(self, rows: int, variant: HeadVariant) -> Program:
+        layout = self.forward_layout(rows, 0)
+        written, read = self.decode_access(variant).split(self.slots)
+        args = (self.params, self.kv, written, read, _ints(layout.size))
+        out = (self.kv, written, Out(_LEAF, None))
+        static = (*self._tile_identity, self.shape.q, self.groups, self.proposer)
+        return Program(decode_name(rows, variant), partial(self.decode, layout, variant), args, (1, 2), out, static)
 
     def _head_program(self, rows: int, variant: HeadVariant) -> Program:
         full = variant is HeadVariant.FULL
@@ -284,6 +326,10 @@ def forward_name(rows: int, tiles: int) -> str:
 
 def head_name(rows: int, variant: HeadVariant) -> str:
     return f"head[{rows},{variant.name.lower()}]"
+
+
+def decode_name(rows: int, variant: HeadVariant) -> str:
+    return f"decode[{rows},{variant.name.lower()}]"
 
 
 def copy_name(group: int) -> str:
