@@ -28,9 +28,9 @@ from jaxserve.types import PAGE_TOKENS, Control
 
 DECODE_STEPS = 24
 PROBES = 8
-PAUSE_S = 0.005
-"""Between two prompts of a session: the work of taking one in is not to fall into the step that shows what tiles leave
-behind."""
+PAUSES_S = (0.005, 0.02, 0.08)
+"""Between two prompts of a session. The work of taking one in is not to fall into the step that shows what tiles leave
+behind; and a machine that has rested longer may be slower at first."""
 SHORT_TILE = 16
 """Tokens of tiles that are mostly padding: whether that costs anything where much is read."""
 CLIENT_TURNS = 4
@@ -165,7 +165,7 @@ def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> It
             prompts = _depths(tiles, min(shape.max_len - 1, kv_tokens // 2 - rows * 2 * PAGE_TOKENS))
             decoders = [_job(PAGE_TOKENS // 2, 6 * PROBES)] * rows
             if rows < shape.slots and prompts:
-                session = _session(prompts, [1] * len(prompts), 0, PAUSE_S)
+                session = _session(prompts, [1] * len(prompts), 0, PAUSES_S[: 1 if rows else None])
                 yield f"{tiles} tiles beside {rows} rows", [*decoders, session]
     ends = _depths(shape.tiles[-1], min(shape.max_len - SHORT_TILE - 1, kv_tokens // 2))
     if ends:
@@ -202,12 +202,12 @@ def clients(count: int, longest: int) -> Iterator[Job]:
             yield Job(arrival=0.0, turns=turns)
 
 
-def _session(prompts: Sequence[int], outputs: Sequence[int], number: int, think_s: float = 0.0) -> Job:
-    """Turns that begin with all that was said before, in the session of that number."""
+def _session(prompts: Sequence[int], outputs: Sequence[int], number: int, pauses_s: Sequence[float] = (0.0,)) -> Job:
+    """Turns that begin with all that was said before, in the session of that number, after these pauses in turn."""
     shared = [0, *(prompt + output for prompt, output in zip(prompts, outputs, strict=True))]
     spans = session_spans(prompts, shared, itertools.count(number * len(prompts)))
-    said = zip(prompts, outputs, spans, strict=True)
-    return Job(arrival=0.0, turns=tuple(Turn(*turn, think_s) for turn in said))
+    said = zip(prompts, outputs, spans, itertools.cycle(pauses_s), strict=False)
+    return Job(arrival=0.0, turns=tuple(Turn(*turn) for turn in said))
 
 
 def _job(prompt: int, output: int) -> Job:

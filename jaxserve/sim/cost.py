@@ -38,10 +38,12 @@ class Features(NamedTuple):
     rows: int = 0
     tile_tokens: int = 0
     """Decode rows and tokens of tiles without padding."""
+    alone: int = 0
+    """1: no step was in flight when this one was launched, so nothing hid the time that the host took for it."""
 
 
-def features(plan: Plan, shape: EngineShape, before: Plan | None = None) -> Features:
-    """The features of a plan with work; `before`: the last one with work that was launched."""
+def features(plan: Plan, shape: EngineShape, before: Plan | None = None, alone: bool = False) -> Features:
+    """The features of a plan with work; `before`: the last one with work that was launched; `alone`: it had ended."""
     rows, tiles = plan.decode, plan.prefill
     bucket = shape.holding(len(rows), len(tiles))[0]
     sampled = len(rows)
@@ -59,7 +61,8 @@ def features(plan: Plan, shape: EngineShape, before: Plan | None = None) -> Feat
     head = fit(shape.head_rows, sampled) if sampled else 0
     cold = int(not tiles and before is not None and bool(before.prefill))
     admits = len(plan.admits)
-    return Features(bucket, head, admits, context, longest, tile_context, tile_longest, pairs, cold, len(rows), tokens)
+    attended = (context, longest, tile_context, tile_longest, pairs)
+    return Features(bucket, head, admits, *attended, cold, len(rows), tokens, int(alone))
 
 
 class CostModel(Protocol):
@@ -172,6 +175,8 @@ def terms_of(step: Features) -> list[tuple[str, float]]:
         terms.append((f"walk[{rows}]", step.longest))
     if step.after_tiles:
         terms.append(("after tiles", 1.0))
+    if step.alone:
+        terms.append(("alone", 1.0))
     if tiles:
         terms.append(("tile tokens", step.tile_tokens))
         terms.append(("tile context", step.tile_context))

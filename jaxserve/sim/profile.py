@@ -20,7 +20,7 @@ from jaxserve.sim.cost import Features, Fitted, features, terms_of
 from jaxserve.sim.machine import Machine
 from jaxserve.types import PAGE_TOKENS, Event, PageClasses, Plan, StepDone
 
-VERSION = 3
+VERSION = 4
 OUTLIER = 3.0
 """A step that took so many times the median of its like was interrupted by something else."""
 
@@ -118,7 +118,7 @@ def timed_steps(
         if kind == PLAN:
             plan = plans.decode(body)
             if plan.has_work:
-                waiting[plan.step] = features(plan, shape, before)
+                waiting[plan.step] = features(plan, shape, before, alone=not waiting)
                 before = plan
         elif kind == EVENT:
             event = events.decode(body)
@@ -146,6 +146,7 @@ def grouped(steps: Iterable[Timed]) -> list[Timed]:
             step.after_tiles,
             step.rows,
             step.tile_tokens // PAGE_TOKENS,
+            step.alone,
         )
         groups.setdefault(key, []).append(timed)
     return [_merged(group) for group in groups.values()]
@@ -190,7 +191,8 @@ def fit(steps: Sequence[Timed]) -> dict[str, float]:
         errors = np.abs(matrix @ (found / scale) - seconds) / usual
         bound = HUBER * max(float(np.median(errors)), 1e-9)
         trust = np.minimum(1.0, bound / np.maximum(errors, 1e-12))
-    return dict(zip(names, (found / scale).tolist(), strict=True))
+    # A run that never rested has no step of its own to say this from, but whoever simulates it begins with one.
+    return {"alone": 0.0, **dict(zip(names, (found / scale).tolist(), strict=True))}
 
 
 def _usual(steps: Sequence[Timed]) -> np.ndarray:

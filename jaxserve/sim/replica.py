@@ -54,11 +54,9 @@ class Call:
         self.plain = SeqResult(arrive.seq, 1, False)
         """What every step says of it in which nothing but a token happens."""
         self.hashed = turn.prompt // PAGE_TOKENS
-        """Leading pages that have been named to the scheduler, or need no name."""
+        """Leading pages that have been named to the scheduler."""
         self.notable = 0
-        """Next value of `left` with which more happens than a token: the end, or a full page that has a name."""
-        self.names_answer = False
-        """Whether pages of the answer are told to the scheduler: a later turn may begin with them."""
+        """Next value of `left` with which more happens than a token: the end, or a full page, which gets a name."""
 
     @property
     def length(self) -> int:
@@ -66,12 +64,16 @@ class Call:
         return self.turn.prompt + self.turn.output - self.left
 
     def names(self, first: int, end: int) -> tuple[bytes, ...]:
-        return page_names(self.turn, self.job.copy, first, end) if self.turn.spans else ()
+        """Every page has a name, as in the engine: also those that nobody will ask for stay cached when the call ends,
+        and what others left behind is evicted before them if it is older."""
+        names = page_names(self.turn, self.job.copy, first, end) if self.turn.spans else ()
+        return names + tuple([b"%d/%d" % (self.seq, page) for page in range(first + len(names), end)])
 
-    def watch(self) -> None:
-        """Sets `notable`. A page's KV is complete when the token after its last one is known."""
+    def watch(self, named: bool) -> None:
+        """Sets `notable`; `named`: whether pages get names. A page's KV is complete when the token after its last one is
+        known."""
         reach = (self.hashed + 1) * PAGE_TOKENS + 1
-        self.notable = max(0, self.turn.prompt + self.turn.output - reach) if self.names_answer else 0
+        self.notable = max(0, self.turn.prompt + self.turn.output - reach) if named else 0
 
 
 class Launched(NamedTuple):
@@ -134,6 +136,7 @@ class Replica:
         self._tokens = 0
         self._shape = machine.shape
         self._cost = machine.cost
+        self._named = machine.limits.enable_prefix_caching
         self._pace = Pace(PAGE_TOKENS)
         self.scheduler.on_event(CostUpdate(now=agenda.now, values=self._cost.parameters()))
 
@@ -170,7 +173,7 @@ class Replica:
         for move in plan.moves:
             self._start(move, now)
         if plan.has_work:
-            self._in_flight = self._launch(plan, now)
+            self._in_flight = self._launch(plan, now, alone=before is None)
         if now - self._sampled >= self._sample_every:
             self._sample(now)
         if before is None and self._in_flight is not None:
@@ -209,10 +212,8 @@ class Replica:
                 self._end(self.calls[item], now, aborted=True)
 
     def _arrive(self, call: Call, now: float) -> Arrive:
-        names = call.names(0, call.hashed) if self.machine.limits.enable_prefix_caching else ()
-        # Names continue where those before them ended, so an unnamed page ends them for good.
-        call.names_answer = bool(call.turn.spans) and len(names) == call.hashed and not call.served.last_turn
-        call.watch()
+        names = call.names(0, call.hashed) if self._named else ()
+        call.watch(self._named)
         return structs.replace(call.arrive, now=now, hashes=names, shared=self._shared(call))
 
     def _shared(self, call: Call) -> int:
@@ -253,7 +254,7 @@ class Replica:
 
     # A step
 
-    def _launch(self, plan: Plan, now: float) -> Launched:
+    def _launch(self, plan: Plan, now: float, alone: bool) -> Launched:
         for admit in plan.admits:
             call = self.calls[admit.seq]
             served = call.served
@@ -264,7 +265,7 @@ class Replica:
         for seq in plan.preempted:
             self.calls[seq].served.preemptions += 1
         started = max(now, self._device_free)
-        took = self._cost.step_s(features(plan, self._shape, self._launched))
+        took = self._cost.step_s(features(plan, self._shape, self._launched, alone))
         self._launched = plan
         self._device_free = end = started + took
         self.busy_s += took
@@ -316,10 +317,10 @@ class Replica:
         """A token with which a page is full or the call ends."""
         names: tuple[bytes, ...] = ()
         full = (call.length - 1) // PAGE_TOKENS
-        if call.names_answer and full > call.hashed:
+        if self._named and full > call.hashed:
             names = call.names(call.hashed, full)
             call.hashed = full
-            call.watch()
+            call.watch(True)
         ends = call.left == 0
         if ends:
             self._end(call, now)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from functools import partial
 
 import pytest
+from msgspec import structs
 
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.scheduler import make_policy
 from jaxserve.sim.cost import Fitted, Published, features, terms_of
+from jaxserve.sim.machine import Machine
+from jaxserve.sim.profile import timed_steps
 from jaxserve.sim.simulation import Simulation
 from jaxserve.types import Plan, Work
 from tests.sim.machines import jobs, machine
@@ -59,21 +63,32 @@ def test_what_a_profile_does_not_know_is_refused():
         Fitted(terms=known).step_s(step)
 
 
-def test_a_step_after_tiles_finds_nothing_in_the_caches():
-    """The simulator prices it as the profile does: by the step that was launched before."""
+def priced(**known: float) -> Machine:
+    """Every step takes 10 ms and what `known` says of it."""
     terms = {f"forward[{rows},{tiles}]": 0.01 for rows in (1, 2, 4) for tiles in (0, 1, 2, 4)}
     terms |= {f"head[{rows}]": 0.0 for rows in (1, 4, 5, 8)} | {f"walk[{rows}]": 0.0 for rows in (1, 2, 4)}
-    terms |= {
-        "admit": 0.0,
-        "context": 0.0,
-        "tile context": 0.0,
-        "tile pairs": 0.0,
-        "tile tokens": 0.0,
-        "rows": 0.0,
-        "tile walk": 0.0,
-        "after tiles": 0.005,
-    }
-    priced = dataclasses.replace(machine(), cost=Fitted(terms=terms))
-    run = Simulation(jobs((0.0, 64, 4)), priced, partial(make_policy, "sarathi")).run()
+    others = ("admit", "context", "tile context", "tile pairs", "tile tokens", "rows", "tile walk")
+    terms |= dict.fromkeys(others, 0.0) | {"after tiles": 0.0, "alone": 0.0}
+    more = {name.replace("_", " "): cost for name, cost in known.items()}
+    return dataclasses.replace(machine(), cost=Fitted(terms=terms | more))
+
+
+def test_a_step_after_tiles_finds_nothing_in_the_caches():
+    """The simulator prices it as the profile does: by the step that was launched before."""
+    run = Simulation(jobs((0.0, 64, 4)), priced(after_tiles=0.005), partial(make_policy, "sarathi")).run()
     assert run.served[0].first == pytest.approx(0.01)
     assert run.gaps.seconds == pytest.approx([0.015, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_what_the_host_does_for_a_step_is_hidden_by_the_one_before(lag: int):
+    """Only the first step after a pause is launched while none is in flight; without planning ahead, all of them are."""
+    record = io.BytesIO()
+    machine = priced(alone=0.002)
+    machine = dataclasses.replace(machine, limits=structs.replace(machine.limits, lag=lag))
+    trace = jobs((0.0, 64, 4), (1.0, 64, 3))
+    Simulation(trace, machine, partial(make_policy, "sarathi"), records=[record]).run()
+    steps = timed_steps(record.getvalue(), SHAPE, warm_up=0)
+    alone = [1, 0, 0, 0, 1, 0, 0] if lag else [1] * 7
+    assert [one.step.alone for one in steps] == alone
+    assert [one.seconds for one in steps] == pytest.approx([0.01 + 0.002 * one for one in alone])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
 
+import msgspec
 import pytest
 
 from jaxserve.scheduler import make_policy
+from jaxserve.scheduler.record import EVENT, frames
 from jaxserve.sim.machine import PUBLISHED_BYTES_PER_TOKEN
 from jaxserve.sim.simulation import Simulated, Simulation
 from jaxserve.sim.workload import OPEN_END, Job, Trace, Turn
+from jaxserve.types import Arrive, Event, StepDone
 from tests.sim.machines import jobs, machine
 
 
@@ -117,3 +121,25 @@ def test_an_answer_ends_where_the_model_ends():
     run = simulate(jobs((0, 1000, 100), (0, 1024, 5)), kv_tokens=2048, max_num_seqs=2)
     assert [(one.prompt, one.output, one.done) for one in run.served] == [(1000, 24, True)]
     assert run.refused == 1
+
+
+def test_every_full_page_has_a_name():
+    """As in the engine, where a page stays cached when its call ends, whether anybody asks for it again or not: who lost
+    its place loses pages to those who came later, not to the free ones that a page without a name would be."""
+    shared, own = ((64, 1),), ()
+    turns = [Turn(130, 70, shared), Turn(130, 70, shared), Turn(70, 60, own)]
+    trace = Trace("test", tuple(Job(arrival=float(i), turns=(turn,)) for i, turn in enumerate(turns)))
+    record = io.BytesIO()
+    Simulation(trace, machine(), partial(make_policy, "sarathi"), records=[record]).run()
+    names: dict[int, list[bytes]] = {}
+    events = msgspec.msgpack.Decoder(Event)
+    for event in (events.decode(body) for kind, body in frames(record.getvalue()) if kind == EVENT):
+        if isinstance(event, Arrive):
+            names[event.seq] = list(event.hashes)
+        elif isinstance(event, StepDone):
+            for result in event.results:
+                names[result.seq] += result.hashes
+    first, second, third = names.values()
+    assert [len(each) for each in names.values()] == [199 // 64, 199 // 64, 129 // 64]
+    assert first[0] == second[0]
+    assert len({*first, *second, *third}) == 3 + 2 + 2
