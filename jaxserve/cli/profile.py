@@ -27,6 +27,8 @@ from jaxserve.sim.workload import Job, Turn, session_spans
 from jaxserve.types import PAGE_TOKENS, Control
 
 DECODE_STEPS = 24
+LONG_ANSWER = 150
+"""Tokens of answers that nothing interrupts: most steps of the other cells come soon after tiles, which costs."""
 PROBES = 8
 PAUSES_S = (0.005, 0.02, 0.08)
 """Between two prompts of a session. The work of taking one in is not to fall into the step that shows what tiles leave
@@ -167,6 +169,9 @@ def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> It
             if rows < shape.slots and prompts:
                 session = _session(prompts, [1] * len(prompts), 0, PAUSES_S[: 1 if rows else None])
                 yield f"{tiles} tiles beside {rows} rows", [*decoders, session]
+    for width in shape.decode:
+        if PAGE_TOKENS + LONG_ANSWER <= shape.max_len and width * (2 * PAGE_TOKENS + LONG_ANSWER) <= kv_tokens:
+            yield f"{width} rows, long answers", [_job(PAGE_TOKENS // 2, LONG_ANSWER)] * width
     ends = _depths(shape.tiles[-1], min(shape.max_len - SHORT_TILE - 1, kv_tokens // 2))
     if ends:
         turns = tuple(Turn(length + SHORT_TILE, 1) for length in ends)

@@ -15,6 +15,12 @@ from jaxserve.engine.shapes import EngineShape, fit
 from jaxserve.types import PAGE_TOKENS, Plan
 
 
+HALF_WARM = 3
+"""Steps without tiles after which they take half as much longer as right after tiles (docs/simulator.md)."""
+WARM = 8 * HALF_WARM
+"""Steps after which that does not matter any more."""
+
+
 class Features(NamedTuple):
     """What the duration of a step depends on."""
 
@@ -33,8 +39,9 @@ class Features(NamedTuple):
     """The most that one of them attends to."""
     tile_pairs: int
     """Query-key pairs of causal prefill attention: the sum over tiles of end^2 - start^2."""
-    after_tiles: int = 0
-    """1: this step has no tiles, and the one before it had. What it reads is no longer in any cache."""
+    since_tiles: int = 0
+    """How many steps ago the last one with tiles was: what a step reads is no longer in any cache then, and fast again
+    a few steps later. 0: this one has tiles, or the last was longer ago than matters."""
     rows: int = 0
     tile_tokens: int = 0
     """Decode rows and tokens of tiles without padding."""
@@ -42,8 +49,8 @@ class Features(NamedTuple):
     """1: no step was in flight when this one was launched, so nothing hid the time that the host took for it."""
 
 
-def features(plan: Plan, shape: EngineShape, before: Plan | None = None, alone: bool = False) -> Features:
-    """The features of a plan with work; `before`: the last one with work that was launched; `alone`: it had ended."""
+def features(plan: Plan, shape: EngineShape, before: Features | None = None, alone: bool = False) -> Features:
+    """The features of a plan with work; `before`: those of the last one that was launched; `alone`: it had ended."""
     rows, tiles = plan.decode, plan.prefill
     bucket = shape.holding(len(rows), len(tiles))[0]
     sampled = len(rows)
@@ -59,10 +66,17 @@ def features(plan: Plan, shape: EngineShape, before: Plan | None = None, alone: 
         pairs += (2 * start + count) * count
         tile_longest = max(tile_longest, start + count)
     head = fit(shape.head_rows, sampled) if sampled else 0
-    cold = int(not tiles and before is not None and bool(before.prefill))
+    since = 0 if tiles or before is None else _steps_since_tiles(before)
     admits = len(plan.admits)
     attended = (context, longest, tile_context, tile_longest, pairs)
-    return Features(bucket, head, admits, *attended, cold, len(rows), tokens, int(alone))
+    return Features(bucket, head, admits, *attended, since, len(rows), tokens, int(alone))
+
+
+def _steps_since_tiles(before: Features) -> int:
+    """For the step without tiles that follows `before`."""
+    if before.bucket[1]:
+        return 1
+    return before.since_tiles + 1 if 0 < before.since_tiles < WARM else 0
 
 
 class CostModel(Protocol):
@@ -173,8 +187,8 @@ def terms_of(step: Features) -> list[tuple[str, float]]:
         terms.append(("rows", step.rows))
         terms.append(("context", step.context))
         terms.append((f"walk[{rows}]", step.longest))
-    if step.after_tiles:
-        terms.append(("after tiles", 1.0))
+    if step.since_tiles:
+        terms.append((f"after tiles[{rows}]", 2.0 ** (-(step.since_tiles - 1) / HALF_WARM)))
     if step.alone:
         terms.append(("alone", 1.0))
     if tiles:

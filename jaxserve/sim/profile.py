@@ -112,14 +112,13 @@ def timed_steps(
     events = msgspec.msgpack.Decoder(Event)
     waiting: dict[int, Features] = {}
     seen: dict[tuple[int, int], int] = {}
-    before: Plan | None = None
+    before: Features | None = None
     made: list[Timed] = []
     for kind, body in frames(record):
         if kind == PLAN:
             plan = plans.decode(body)
             if plan.has_work:
-                waiting[plan.step] = features(plan, shape, before, alone=not waiting)
-                before = plan
+                waiting[plan.step] = before = features(plan, shape, before, alone=not waiting)
         elif kind == EVENT:
             event = events.decode(body)
             if isinstance(event, StepDone):
@@ -143,7 +142,7 @@ def grouped(steps: Iterable[Timed]) -> list[Timed]:
             step.context // (4 * PAGE_TOKENS),
             step.tile_longest // PAGE_TOKENS,
             step.tile_context // (4 * PAGE_TOKENS),
-            step.after_tiles,
+            step.since_tiles,
             step.rows,
             step.tile_tokens // PAGE_TOKENS,
             step.alone,
@@ -191,8 +190,9 @@ def fit(steps: Sequence[Timed]) -> dict[str, float]:
         errors = np.abs(matrix @ (found / scale) - seconds) / usual
         bound = HUBER * max(float(np.median(errors)), 1e-9)
         trust = np.minimum(1.0, bound / np.maximum(errors, 1e-12))
-    # A run that never rested has no step of its own to say this from, but whoever simulates it begins with one.
-    return {"alone": 0.0, **dict(zip(names, (found / scale).tolist(), strict=True))}
+    # A record may have no such steps; whoever simulates it will.
+    unknown = {f"after tiles[{timed.step.bucket[0]}]": 0.0 for timed in steps if not timed.step.bucket[1]}
+    return {"alone": 0.0} | unknown | dict(zip(names, (found / scale).tolist(), strict=True))
 
 
 def _usual(steps: Sequence[Timed]) -> np.ndarray:

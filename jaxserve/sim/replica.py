@@ -14,7 +14,7 @@ from msgspec import structs
 from jaxserve.engine.pace import Pace
 from jaxserve.scheduler import Policy, Recorder, Scheduler
 from jaxserve.sim.clock import Agenda
-from jaxserve.sim.cost import features
+from jaxserve.sim.cost import Features, features
 from jaxserve.sim.machine import Machine
 from jaxserve.sim.metrics import Gaps, Served
 from jaxserve.sim.workload import Job, Turn, common_tokens, page_names
@@ -128,7 +128,7 @@ class Replica:
         self._finished = finished
         self._sample_every = sample_every
         self._sampled = -math.inf
-        self._launched: Plan | None = None
+        self._launched: Features | None = None
         self._in_flight: Launched | None = None
         self._awaited: Launched | None = None
         self._device_free = 0.0
@@ -265,8 +265,8 @@ class Replica:
         for seq in plan.preempted:
             self.calls[seq].served.preemptions += 1
         started = max(now, self._device_free)
-        took = self._cost.step_s(features(plan, self._shape, self._launched, alone))
-        self._launched = plan
+        self._launched = step = features(plan, self._shape, self._launched, alone)
+        took = self._cost.step_s(step)
         self._device_free = end = started + took
         self.busy_s += took
         self.steps += 1

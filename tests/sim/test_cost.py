@@ -11,7 +11,7 @@ from msgspec import structs
 
 from jaxserve.engine.shapes import EngineShape
 from jaxserve.scheduler import make_policy
-from jaxserve.sim.cost import Fitted, Published, features, terms_of
+from jaxserve.sim.cost import HALF_WARM, WARM, Fitted, Published, features, terms_of
 from jaxserve.sim.machine import Machine
 from jaxserve.sim.profile import timed_steps
 from jaxserve.sim.simulation import Simulation
@@ -68,16 +68,16 @@ def priced(**known: float) -> Machine:
     terms = {f"forward[{rows},{tiles}]": 0.01 for rows in (1, 2, 4) for tiles in (0, 1, 2, 4)}
     terms |= {f"head[{rows}]": 0.0 for rows in (1, 4, 5, 8)} | {f"walk[{rows}]": 0.0 for rows in (1, 2, 4)}
     others = ("admit", "context", "tile context", "tile pairs", "tile tokens", "rows", "tile walk")
-    terms |= dict.fromkeys(others, 0.0) | {"after tiles": 0.0, "alone": 0.0}
-    more = {name.replace("_", " "): cost for name, cost in known.items()}
-    return dataclasses.replace(machine(), cost=Fitted(terms=terms | more))
+    terms |= dict.fromkeys(others, 0.0) | {f"after tiles[{rows}]": 0.0 for rows in (1, 2, 4)} | {"alone": 0.0}
+    return dataclasses.replace(machine(), cost=Fitted(terms=terms | known))
 
 
 def test_a_step_after_tiles_finds_nothing_in_the_caches():
     """The simulator prices it as the profile does: by the step that was launched before."""
-    run = Simulation(jobs((0.0, 64, 4)), priced(after_tiles=0.005), partial(make_policy, "sarathi")).run()
+    run = Simulation(jobs((0.0, 64, 6 + WARM)), priced(**{"after tiles[1]": 0.008}), partial(make_policy, "sarathi")).run()
     assert run.served[0].first == pytest.approx(0.01)
-    assert run.gaps.seconds == pytest.approx([0.015, 0.01, 0.01])
+    expected = [0.01 + 0.008 / 2 ** (step / HALF_WARM) for step in range(WARM)]
+    assert run.gaps.seconds == pytest.approx([*expected, *[0.01] * 5])
 
 
 @pytest.mark.parametrize("lag", [0, 1])

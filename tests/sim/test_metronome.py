@@ -9,7 +9,6 @@ import pytest
 
 from jaxserve.cli.metronome import EVERY, NEAR, Metronome
 from jaxserve.scheduler import make_policy
-from jaxserve.sim.cost import Features
 from jaxserve.sim.profile import grouped, timed_steps
 from jaxserve.sim.simulation import Simulation
 from tests.sim.machines import jobs, machine
@@ -101,10 +100,9 @@ def test_a_profile_is_of_the_machine_at_its_mean_pace():
     assert steps and all(one.seconds == pytest.approx(0.02) for one in steps)
 
 
-def test_the_first_step_after_tiles_is_one_of_its_own():
+def test_steps_soon_after_tiles_are_of_their_own():
     record = io.BytesIO()
     Simulation(jobs((0.0, 100, 5)), machine(), partial(make_policy, "sarathi"), records=[record]).run()
     steps = timed_steps(record.getvalue(), machine().shape, 0)
-    assert [one.step.after_tiles for one in steps] == [0, 1, 0, 0, 0]
-    assert {group.step.after_tiles: group.count for group in grouped(steps) if not group.step.bucket[1]} == {1: 1, 0: 3}
-    assert Features((1, 0), 1, 0, 1, 1, 0, 0, 0).after_tiles == 0
+    assert [one.step.since_tiles for one in steps] == [0, 1, 2, 3, 4]
+    assert [group.step.since_tiles for group in grouped(steps)] == [0, 1, 2, 3, 4]

@@ -55,7 +55,7 @@ def steps(draw: random.Random, count: int) -> list[Features]:
                 tile_context=sum(ends),
                 tile_longest=max(ends, default=0),
                 tile_pairs=sum(end**2 - depth**2 for end in ends),
-                after_tiles=int(not tiles and draw.random() < 0.2),
+                since_tiles=0 if tiles else draw.choice([0, 1, 2, 5]),
                 rows=draw.randint(rows // 4 + 1, rows),
                 tile_tokens=(tiles - 1) * 64 + last if tiles else 0,
                 alone=int(tiles > 0 and draw.random() < 0.3),
@@ -104,7 +104,8 @@ def test_the_grid_tells_what_is_read_from_how_far_it_is_walked():
     truth = {f"forward[{rows},{tiles}]": 1e-3 * (1 + rows / 8 + 4 * tiles) for rows, tiles in SHAPE.forward_buckets()}
     truth |= {f"head[{rows}]": 1e-4 * rows for rows in SHAPE.head_rows}
     truth |= {"walk[1]": 3e-7, "walk[4]": 9e-7, "walk[16]": 4e-6, "context": 2e-7}
-    truth |= {"tile context": 7e-6, "tile pairs": 3e-6, "tile walk": 1e-6, "admit": 3e-4, "after tiles": 7e-4}
+    truth |= {"tile context": 7e-6, "tile pairs": 3e-6, "tile walk": 1e-6, "admit": 3e-4}
+    truth |= {"after tiles[1]": 7e-4, "after tiles[4]": 5e-4, "after tiles[16]": 2e-4}
     truth |= {"rows": 3e-5, "tile tokens": 1e-5, "alone": 2e-3}
     cost = Fitted(terms=truth)
     limits = replace(published().limits, **SHAPE.bounds)
