@@ -35,10 +35,11 @@ BAR = 0.5
 NOTHING = 0.05
 COMMON = {"max_num_batched_tokens": 256, "max_model_len": 2048}
 OPTIONS = {
-    4: {"max_num_seqs": 4, "kv_cache_memory": "24MiB", **COMMON},
-    16: {"max_num_seqs": 16, "kv_cache_memory": "128MiB", **COMMON},
+    "4": {"max_num_seqs": 4, "kv_cache_memory": "24MiB", **COMMON},
+    "16": {"max_num_seqs": 16, "kv_cache_memory": "128MiB", **COMMON},
+    "crowded": {"max_num_seqs": 16, "kv_cache_memory": "24MiB", **COMMON},
 }
-"""By slots. Memory: what so many sequences need at most."""
+"""Engines: four and sixteen slots with what so many sequences need at most, and sixteen that share the memory of four."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Case:
     load: float | None = 1.0
     baseline: str = "fcfs"
     scale: float = 1.0
-    slots: int = 4
+    engine: str = "4"
 
     def arrivals(self, machine: Machine, share: float, seed: int) -> Trace:
         trace = fitting(traces.load(self.trace).shrunk(self.scale), machine)
@@ -65,17 +66,18 @@ class Case:
 
 CASES = {
     # Above capacity, and long enough to have a queue. Sixteen slots: who sinks needs memory while others pass.
-    "heavy-tail": Case("heavy-tail", "mlfq", "jct_mean_s", jobs=800, load=1.2, scale=0.5, slots=16),
+    "heavy-tail": Case("heavy-tail", "mlfq", "jct_mean_s", jobs=800, load=1.2, scale=0.5, engine="16"),
     "documents": Case("long-prompts", "sarathi", "tbt_p99_s", jobs=120, load=0.8, scale=0.15),
-    # Contexts of some ten sessions are what memory holds, and tools are quick. What it costs to lose them shows when
-    # more are under way, which takes a while: of 24 sessions nobody gains anything.
+    # Contexts of some ten sessions are what memory holds, there are slots for more, and tools are quick. Whoever lets
+    # all of them take turns loses what he has computed; with four slots few are under way, and little is lost.
     "agents": Case(
         "agents:jobs=200,turns=uniform/4/8,think_s=0.3,prefix=600,groups=200,prompt=lognormal/100/0.5/400,"
         "output=lognormal/8/0.5/64",
         "continuum",
         "jct_mean_s",
-        jobs=130,
+        jobs=60,
         load=1.2,
+        engine="crowded",
     ),
     # Prefixes of 15,000 tokens together, more than the cache holds.
     "offline": Case(
@@ -93,7 +95,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES), help="default: all")
     parser.add_argument("--share", type=float, default=1.0, help="of each case's jobs (default 1)")
     parser.add_argument("--rounds", type=int, default=2, help="seeds: each is run under both policies (default 2)")
-    parser.add_argument("--profiles", type=Path, metavar="FOLDER", help="use SLOTS.json in it, or write it there")
+    parser.add_argument("--profiles", type=Path, metavar="FOLDER", help="use ENGINE.json in it, or write it there")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--clock",
@@ -105,26 +107,26 @@ def main() -> None:
     select_platform("cpu")
     if args.profiles is not None:
         args.profiles.mkdir(parents=True, exist_ok=True)
-    profiles: dict[int, Profile] = {}
-    engines: dict[tuple[str, int], Engine] = {}
+    profiles: dict[str, Profile] = {}
+    engines: dict[tuple[str, str], Engine] = {}
     rows, runs = [["case", "figure", "engine", "", "simulated", "", "gain in engine", "simulated", "share", "bar"]], []
     for name in args.case:
         case = CASES[name]
-        slots, options = case.slots, OPTIONS[case.slots]
-        if slots not in profiles:
-            path = args.profiles / f"{slots}.json" if args.profiles is not None else None
-            profiles[slots] = profile_at(path, options, 5, args.clock)
-        machine = profiles[slots].machine()
+        kind, options = case.engine, OPTIONS[case.engine]
+        if kind not in profiles:
+            path = args.profiles / f"{kind}.json" if args.profiles is not None else None
+            profiles[kind] = profile_at(path, options, 5, args.clock)
+        machine = profiles[kind].machine()
         specs = [PolicySpec.parse(text) for text in (case.baseline, case.policy)]
         for spec in specs:
-            if (spec.text, slots) not in engines:
-                engines[spec.text, slots] = Engine(options, spec, args.clock)
+            if (spec.text, kind) not in engines:
+                engines[spec.text, kind] = Engine(options, spec, args.clock)
         found: list[list[float]] = []
         for seed in range(args.rounds):
             arrivals = case.arrivals(machine, args.share, seed)
             print(f"{name}, round {seed + 1}: {len(arrivals.jobs)} jobs", file=sys.stderr, flush=True)
-            played = [engines[spec.text, slots].play(arrivals) for spec in specs]
-            paces = [one.beat_s / profiles[slots].beat_s for one in played]
+            played = [engines[spec.text, kind].play(arrivals) for spec in specs]
+            paces = [one.beat_s / profiles[kind].beat_s for one in played]
             promised = [predict(machine, spec, arrivals, pace) for spec, pace in zip(specs, paces, strict=True)]
             found.append([one.figures[case.figure] for one in (*played, *promised)])
             runs.append(
