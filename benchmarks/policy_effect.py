@@ -39,7 +39,7 @@ OPTIONS = {
     "16": {"max_num_seqs": 16, "kv_cache_memory": "128MiB", **COMMON},
     "crowded": {"max_num_seqs": 16, "kv_cache_memory": "24MiB", **COMMON},
 }
-"""Engines: four and sixteen slots with what so many sequences need at most, and sixteen that share the memory of four."""
+"""Engines: four and sixteen slots with what so many sequences need at most; sixteen that share the memory of four."""
 
 
 @dataclass(frozen=True)

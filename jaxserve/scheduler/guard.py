@@ -36,9 +36,9 @@ class Guard(Policy):
         self._failed = False
         self.wants_pages = type(policy).residency is not Policy.residency
         """Whether `residency` has anything to say: the set of planned sequences is not free."""
-        if (
-            getattr(policy.tokens, "__func__", None) is Policy.tokens
-        ):  # asked for each row of each step, and cannot fail
+        self.all_decode = getattr(policy.tokens, "__func__", None) is Policy.tokens
+        """Whether each sequence that is ranked and generates gets its row. Asking hundreds in each step takes time."""
+        if self.all_decode:  # cannot fail
             self.tokens = policy.tokens  # type: ignore[method-assign]
 
     @property

@@ -43,6 +43,8 @@ class Draft:
         self.swap = swap
         self.limits = view.limits
         self._page_tokens = view.limits.page_tokens
+        self._q = view.limits.q
+        self._seals = pages.seals
         self.step = view.step
         self.left = Budget(view.limits)
         self.idle_device = not in_flight
@@ -70,7 +72,7 @@ class Draft:
 
     def decode(self, seq: Seq) -> bool:
         """One row of q tokens, unless the rows in flight already bring the sequence to its end."""
-        left, q = self.left, self.limits.q
+        left, q = self.left, self._q
         length = seq.known + seq.pending_rows
         if length >= seq.end or not left.rows or left.tokens < q:
             return False
@@ -79,7 +81,7 @@ class Draft:
         start = seq.known + seq.pending_tokens - 1
         end = start + q
         # Every position that the row can write has an entry; the device drops what lies beyond the table.
-        fills = self.pages.seals and end // self._page_tokens > (length - 1) // self._page_tokens
+        fills = self._seals and end // self._page_tokens > (length - 1) // self._page_tokens
         if fills or end > seq.table_end * self._page_tokens:
             span = self.pages.row(length, end)
             if not self._grow(seq, span):
@@ -436,20 +438,23 @@ def build_plan(
     `in_flight`: steps launched whose StepDone has not come.
     """
     draft = Draft(policy, view, roster, pages, programs, swap, in_flight)
-    left, step = draft.left, view.step
+    left, step, all_decode, row = draft.left, view.step, policy.all_decode, draft.decode
     waiting, prefill, decode = Phase.WAITING, Phase.PREFILL, Phase.DECODE
     for seq in cast(Iterator[Seq], policy.rank(view)):
         phase = seq.phase
         if seq.step == step or (phase is waiting and not (view.admitting and seq.ready)):
             continue
-        tokens = policy.tokens(seq, left, view)
-        if phase is waiting:
-            draft.admit(seq, tokens)
-        elif tokens > 0:
-            if phase is decode:
-                draft.decode(seq)
-            elif phase is prefill:
-                draft.prefill(seq, tokens)
+        if phase is decode and all_decode:  # hundreds in a step: nobody is asked
+            row(seq)
+        else:
+            tokens = policy.tokens(seq, left, view)
+            if phase is waiting:
+                draft.admit(seq, tokens)
+            elif tokens > 0:
+                if phase is decode:
+                    row(seq)
+                elif phase is prefill:
+                    draft.prefill(seq, tokens)
         if not left.tokens or not (left.rows or left.tiles):
             break
     draft.break_deadlock()

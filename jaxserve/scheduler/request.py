@@ -200,19 +200,5 @@ class Seq:
         self.preemptions += 1
         self.step = step
 
-    def sampling(self, width: int, step: int) -> None:
-        """A row or last tile of `step` will append 1..width tokens."""
-        self.pending_rows += 1
-        self.pending_tokens += width
-        self.step = step
-
-    def sampled(self, tokens: int, width: int) -> None:
-        """A row of that width reported `tokens`."""
-        self.pending_rows -= 1
-        self.pending_tokens -= width
-        self.known += tokens
-        if self.phase is DECODE and self.known > self.computed:
-            self.computed = self.known - 1  # the newest token's KV is computed by the next row
-
     def __repr__(self) -> str:
         return f"Seq({self.id}, {self.phase.value}, slot={self.slot}, computed={self.computed}, known={self.known})"

@@ -18,7 +18,7 @@ from jaxserve.scheduler.pages import Pages
 from jaxserve.scheduler.plan import build_plan
 from jaxserve.scheduler.policy import Policy
 from jaxserve.scheduler.programs import Programs
-from jaxserve.scheduler.request import NO_SLOT, Seq
+from jaxserve.scheduler.request import DECODE, NO_SLOT, Seq
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.swap import Swap
 from jaxserve.scheduler.view import View
@@ -187,7 +187,11 @@ class Scheduler:
                     f"step {done.step} gave sequence {seq.id} {result.tokens} tokens; it has {seq.pending_rows} rows "
                     f"in flight, of {width} tokens"
                 )
-            seq.sampled(result.tokens, width)
+            seq.pending_rows -= 1
+            seq.pending_tokens -= width
+            seq.known = known = seq.known + result.tokens
+            if seq.phase is DECODE and known > seq.computed:
+                seq.computed = known - 1  # the newest token's KV is computed by the next row
             if result.hashes:
                 seq.hashes.extend(result.hashes)
             if len(seq.hashes) > seq.published and seq.resident:

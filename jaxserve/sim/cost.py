@@ -14,7 +14,6 @@ import msgspec
 from jaxserve.engine.shapes import EngineShape, fit
 from jaxserve.types import PAGE_TOKENS, Plan
 
-
 HALF_WARM = 3
 """Steps without tiles after which they take half as much longer as right after tiles (docs/simulator.md)."""
 WARM = 8 * HALF_WARM

@@ -70,8 +70,8 @@ class Call:
         return names + tuple([b"%d/%d" % (self.seq, page) for page in range(first + len(names), end)])
 
     def watch(self, named: bool) -> None:
-        """Sets `notable`; `named`: whether pages get names. A page's KV is complete when the token after its last one is
-        known."""
+        """Sets `notable`. `named`: whether pages get names. A page's KV is complete when the token after its last one
+        is known."""
         reach = (self.hashed + 1) * PAGE_TOKENS + 1
         self.notable = max(0, self.turn.prompt + self.turn.output - reach) if named else 0
 

@@ -74,7 +74,8 @@ def priced(**known: float) -> Machine:
 
 def test_a_step_after_tiles_finds_nothing_in_the_caches():
     """The simulator prices it as the profile does: by the step that was launched before."""
-    run = Simulation(jobs((0.0, 64, 6 + WARM)), priced(**{"after tiles[1]": 0.008}), partial(make_policy, "sarathi")).run()
+    cold = priced(**{"after tiles[1]": 0.008})
+    run = Simulation(jobs((0.0, 64, 6 + WARM)), cold, partial(make_policy, "sarathi")).run()
     assert run.served[0].first == pytest.approx(0.01)
     expected = [0.01 + 0.008 / 2 ** (step / HALF_WARM) for step in range(WARM)]
     assert run.gaps.seconds == pytest.approx([*expected, *[0.01] * 5])
@@ -82,7 +83,7 @@ def test_a_step_after_tiles_finds_nothing_in_the_caches():
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_what_the_host_does_for_a_step_is_hidden_by_the_one_before(lag: int):
-    """Only the first step after a pause is launched while none is in flight; without planning ahead, all of them are."""
+    """Only the first step after a pause is launched while none is in flight; without planning ahead, all are."""
     record = io.BytesIO()
     machine = priced(alone=0.002)
     machine = dataclasses.replace(machine, limits=structs.replace(machine.limits, lag=lag))

@@ -124,8 +124,8 @@ def test_an_answer_ends_where_the_model_ends():
 
 
 def test_every_full_page_has_a_name():
-    """As in the engine, where a page stays cached when its call ends, whether anybody asks for it again or not: who lost
-    its place loses pages to those who came later, not to the free ones that a page without a name would be."""
+    """As in the engine, where a page stays cached when its call ends, whether anybody asks for it again or not. So who
+    lost its place soon loses its pages: a page without a name would be free, and taken before those."""
     shared, own = ((64, 1),), ()
     turns = [Turn(130, 70, shared), Turn(130, 70, shared), Turn(70, 60, own)]
     trace = Trace("test", tuple(Job(arrival=float(i), turns=(turn,)) for i, turn in enumerate(turns)))
