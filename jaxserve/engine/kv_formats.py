@@ -14,7 +14,7 @@ from jaxserve.checkpoint.kv_calibration import KVCalibration
 from jaxserve.checkpoint.kv_scales import read_kv_scales
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.kv import KVFormat, SealedFormat, formats, split_groups
-from jaxserve.kv.eight_bit import Fp8E4M3Format
+from jaxserve.kv.eight_bit import EightBitFormat, Fp8E4M3Format
 from jaxserve.kv.zeroc import held_by
 from jaxserve.models.model import Model
 from jaxserve.types import KVGroup
@@ -55,12 +55,10 @@ def kv_groups(
             replace(format, channels=channels) if inner and isinstance(format, SealedFormat) else format
             for format, inner, channels in kept
         ]
-    if config.cache.kv_key_rotation == "auto":
-        layer_formats = [
-            replace(format, key_rotation=format.usual_rotation) if isinstance(format, SealedFormat) else format
-            for format in layer_formats
-        ]
     groups, group_formats = split_groups(whole, layer_formats)
+    group_formats = _calibrated(groups, group_formats, folder, len(names))
+    if config.cache.kv_key_rotation == "auto":
+        group_formats = _turned(groups, group_formats)
     for group, format in zip(groups, group_formats, strict=True):
         try:
             format.kinds(group)
@@ -72,7 +70,7 @@ def kv_groups(
             )
             text = f"{error}{hint}"
             raise ConfigError(f"{_layers_text(group.layers)}: {text}" if len(groups) > 1 else text) from None
-    return groups, _calibrated(groups, group_formats, folder, len(names))
+    return groups, group_formats
 
 
 def _names(config: EngineConfig, groups: Sequence[KVGroup]) -> list[str]:
@@ -137,13 +135,30 @@ def _made(config: EngineConfig, names: set[str], on_gpu: bool) -> dict[str, KVFo
 def _calibrated(
     groups: Sequence[KVGroup], group_formats: Sequence[KVFormat], folder: Path, layers: int
 ) -> tuple[KVFormat, ...]:
-    """With the checkpoint's scales in fp8 formats."""
+    """With the checkpoint's scales in fp8 formats.
+
+    Raises:
+        ConfigError: an option that such scales exclude.
+    """
     if not any(isinstance(format, Fp8E4M3Format) for format in group_formats):
         return tuple(group_formats)
     scales = read_kv_scales(folder, layers)
+    try:
+        return tuple(
+            replace(format, calibrated=tuple(scales[layer] for layer in group.layers))
+            if scales and isinstance(format, Fp8E4M3Format)
+            else format
+            for group, format in zip(groups, group_formats, strict=True)
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _turned(groups: Sequence[KVGroup], group_formats: Sequence[KVFormat]) -> tuple[KVFormat, ...]:
+    """With the rotation of keys that is best for each, where a format has that option."""
     return tuple(
-        replace(format, calibrated=tuple(scales[layer] for layer in group.layers))
-        if scales and isinstance(format, Fp8E4M3Format)
+        replace(format, key_rotation=format.usual_rotation(group.head_dim))
+        if isinstance(format, SealedFormat | EightBitFormat)
         else format
         for group, format in zip(groups, group_formats, strict=True)
     )
