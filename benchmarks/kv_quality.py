@@ -5,8 +5,8 @@
     python benchmarks/kv_quality.py --items 64 --max-text-tokens 8k        # a quick look: the intervals are wide
     jaxserve calibrate -o lookup.kvcal && python benchmarks/kv_quality.py --formats zeroc  # the file that it names
 
-Presets of fp8 and of 4 and 2 bits have keys as the papers do; those called rotated are what --kv-cache-dtype gives by
-default.
+Presets of 4 and 2 bits have keys as the papers do; those called rotated are what --kv-cache-dtype gives by default
+(for fp8: an option).
 The bundled model through the engine, float32, paired with the same questions on float32 KV: four retrieval tasks of
 1,024 tokens, eight questions on each document, and perplexity of the book that comes with the harness in windows of
 1,024. Intervals (95 %) are of a bootstrap over documents, and over windows of text. A bound holds when the whole

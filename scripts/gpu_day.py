@@ -30,7 +30,6 @@ import numpy as np
 
 from jaxserve.aot.steps import LLAMA_8B
 from jaxserve.kv import ABSENT, KVFormat, SealedFormat, allocate, attend_layer, build_meta, formats, kv_shapes
-from jaxserve.kv.eight_bit import EightBitFormat
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.model import Model
 from jaxserve.types import KVGroup
@@ -277,12 +276,12 @@ def kernel_time(
     return seconds(lambda: all_layers(q, pools), plan) / layers, size
 
 
-def step_format(name: str, plan: Plan, head_dim: int) -> KVFormat:
+def step_format(name: str, plan: Plan) -> KVFormat:
     """As an engine has it by default."""
     format = formats.get(name, backend="reference" if plan.interpret else "triton")
-    if isinstance(format, SealedFormat | EightBitFormat):
-        return dataclasses.replace(format, key_rotation=format.usual_rotation(head_dim))
-    return format
+    return (
+        dataclasses.replace(format, key_rotation=format.usual_rotation) if isinstance(format, SealedFormat) else format
+    )
 
 
 def step_tables(format: KVFormat, batch: int, pages: int) -> np.ndarray:
@@ -385,7 +384,7 @@ def report(plan: Plan, say: Callable[[str], None]) -> bool:
     for name in formats.names():
         if name in ("f16", "f32"):
             continue
-        format = step_format(name, plan, config.head_dim)
+        format = step_format(name, plan)
         for batch in plan.batches:
             for context in plan.contexts:
                 took = step_time(format, batch, context, plan, params, model)

@@ -14,7 +14,7 @@ from jaxserve.checkpoint.kv_calibration import KVCalibration
 from jaxserve.checkpoint.kv_scales import read_kv_scales
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.kv import KVFormat, SealedFormat, formats, split_groups
-from jaxserve.kv.eight_bit import EightBitFormat, Fp8E4M3Format
+from jaxserve.kv.eight_bit import Fp8E4M3Format
 from jaxserve.kv.zeroc import held_by
 from jaxserve.models.model import Model
 from jaxserve.types import KVGroup
@@ -55,10 +55,13 @@ def kv_groups(
             replace(format, channels=channels) if inner and isinstance(format, SealedFormat) else format
             for format, inner, channels in kept
         ]
+    if config.cache.kv_key_rotation == "auto":
+        layer_formats = [
+            replace(format, key_rotation=format.usual_rotation) if isinstance(format, SealedFormat) else format
+            for format in layer_formats
+        ]
     groups, group_formats = split_groups(whole, layer_formats)
     group_formats = _calibrated(groups, group_formats, folder, len(names))
-    if config.cache.kv_key_rotation == "auto":
-        group_formats = _turned(groups, group_formats)
     for group, format in zip(groups, group_formats, strict=True):
         try:
             format.kinds(group)
@@ -152,16 +155,6 @@ def _calibrated(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-def _turned(groups: Sequence[KVGroup], group_formats: Sequence[KVFormat]) -> tuple[KVFormat, ...]:
-    """With the rotation of keys that is best for each, where a format has that option."""
-    return tuple(
-        replace(format, key_rotation=format.usual_rotation(group.head_dim))
-        if isinstance(format, SealedFormat | EightBitFormat)
-        else format
-        for group, format in zip(groups, group_formats, strict=True)
-    )
 
 
 def _layers_text(layers: Sequence[int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 
 from jaxserve.kv.format import formats
-from jaxserve.kv.rotation import check_rotation, rotatable, turned_keys, turned_queries
+from jaxserve.kv.rotation import check_rotation, turned_keys, turned_queries
 from jaxserve.kv.token_format import TokenFormat
 from jaxserve.types import KVGroup
 from pallas_kernels.backends import resolve
@@ -39,17 +39,13 @@ class EightBitFormat(TokenFormat):
         if self.calibrated and self.key_rotation != "none":
             raise ValueError(
                 f"--kv-key-rotation {self.key_rotation}: this checkpoint brings scales of its keys as they are; "
-                "use auto or none"
+                "use none"
             )
 
     @property
     def layout(self) -> TokenLayout:
         layout: TokenLayout = _LAYOUTS.get(resolve(self.backend), EightBitColumns)(self.code, self.calibrated)
         return layout
-
-    def usual_rotation(self, head_dim: int) -> str:
-        """The `key_rotation` that is best for such heads as far as has been measured."""
-        return "none"
 
     def payload(self, group: KVGroup, pages: tuple[int, ...]) -> Any:
         check_rotation(self.key_rotation, group.head_dim)
@@ -80,7 +76,3 @@ class Fp8E4M3Format(EightBitFormat):
     """x = scale * code, the code a float8_e4m3fn. Bytes per token and head: head_dim + 2."""
 
     code = Fp8()
-
-    def usual_rotation(self, head_dim: int) -> str:
-        # docs/measurements/kv-quality.md: within noise with it only. Scales of a checkpoint are of keys as they are.
-        return "hadamard" if rotatable(head_dim) and not self.calibrated else "none"

@@ -21,7 +21,8 @@ class PackedFormat(SealedFormat):
         # Where pages hold 32 channels of a head, these are a group.
         return replace(self.codes, group=32) if self.channels and min(self.channels) == 32 else self.codes
 
-    def usual_rotation(self, head_dim: int) -> str:
+    @property
+    def usual_rotation(self) -> str:
         # docs/measurements/kv-quality.md: 4 bits are within their bounds with it only, 8 need none. Leading channels
         # are in a basis already; form P has not been measured.
         coarse = self.codes.bits <= 4 and not isinstance(self.codes, HackPartitioned)

@@ -25,13 +25,8 @@ def check_rotation(rotation: str, channels: int | None = None) -> None:
     """Raises ValueError: a rotation that does not exist, or not for keys of `channels`."""
     if rotation not in ROTATIONS:
         raise ValueError(f"--kv-key-rotation {rotation} is not known; choose one of {', '.join(ROTATIONS)}")
-    if rotation != "none" and channels is not None and not rotatable(channels):
+    if rotation != "none" and channels is not None and channels & (channels - 1):
         raise ValueError(f"--kv-key-rotation {rotation} needs a power of two of channels in a key, not {channels}")
-
-
-def rotatable(channels: int) -> bool:
-    """Whether there is a matrix for keys of `channels`."""
-    return channels & (channels - 1) == 0
 
 
 def turned_keys(k: jax.Array, rotation: str) -> jax.Array:

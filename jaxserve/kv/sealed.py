@@ -76,8 +76,9 @@ class SealedFormat(KVFormat):
         """How sealed pages are made and read."""
         raise NotImplementedError
 
-    def usual_rotation(self, head_dim: int) -> str:
-        """The `key_rotation` that is best for such heads as far as has been measured."""
+    @property
+    def usual_rotation(self) -> str:
+        """The `key_rotation` that is best as far as has been measured."""
         return "none"
 
     @property
