@@ -5,7 +5,8 @@
     python benchmarks/kv_quality.py --items 64 --max-text-tokens 8k        # a quick look: the intervals are wide
     jaxserve calibrate -o lookup.kvcal && python benchmarks/kv_quality.py --formats zeroc  # the file that it names
 
-Presets of 4 and 2 bits have keys as the papers do; those called rotated are what --kv-cache-dtype gives by default.
+Presets of 4 and 2 bits have keys as the papers do; those called rotated are what --kv-cache-dtype gives by default
+(for fp8: an option).
 The bundled model through the engine, float32, paired with the same questions on float32 KV: four retrieval tasks of
 1,024 tokens, eight questions on each document, and perplexity of the book that comes with the harness in windows of
 1,024. Intervals (95 %) are of a bootstrap over documents, and over windows of text. A bound holds when the whole
@@ -34,7 +35,7 @@ LENGTH, TURNS = 1024, 8
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "eval"
 BASE = "dense"
 FORMATS = (
-    *("int8", "fp8", "hack8", "kivi4", "hack4", "kivi4-rotated", "hack4-rotated"),
+    *("int8", "fp8", "fp8-rotated", "hack8", "kivi4", "hack4", "kivi4-rotated", "hack4-rotated"),
     *("hack4-rotated-no-sinks", "hack4-p", "kivi2", "hack2", "hack2-rotated", "hack2-p"),
 )
 

@@ -145,10 +145,10 @@ class CacheOptions:
     )
     kv_key_rotation: str = option(
         "auto",
-        "How formats with sealed pages turn keys before they are quantized. hadamard: by a fixed orthogonal matrix, "
-        "which spreads what is large in a few channels over all of them; queries are turned alike, so no score "
-        "changes but by less rounding (docs/techniques/key-rotation.md). none: the formats as their papers have them. "
-        "auto: hadamard for kivi4, kivi2, hack4 and hack2.",
+        "How 8-bit formats and those with sealed pages turn keys before they are quantized. hadamard: by a fixed "
+        "orthogonal matrix, which spreads what is large in a few channels over all of them; queries are turned alike, "
+        "so no score changes but by less rounding (docs/techniques/key-rotation.md). Refused for fp8_e4m3 where the "
+        "checkpoint brings KV scales. none: keys as they are. auto: hadamard for kivi4, kivi2, hack4 and hack2.",
         choices=("auto", "none", "hadamard"),
     )
     kv_expected_len: int | None = option(

@@ -1,5 +1,6 @@
 """Sizes with which kernels are launched. Chosen from what the compiler says for H200 (registers, spills,
-docs/measurements/h200-compile.md), not from timings: to be measured when a GPU is there. Knows no kernel.
+docs/measurements/h200-compile.md), not from timings: `scripts/tune_kernels.py` measures them where a GPU is. Knows no
+kernel.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def decode_splits(rows: int, kv_heads: int) -> int:
     while splits < 16 and rows * kv_heads * splits < PROGRAMS:
         splits *= 2
     return splits
+
+
+def decode_launch(vectors: int) -> Launch:
+    """For a program of all `vectors` that share a row's KV head."""
+    return Launch(vectors, 4, 3)
 
 
 def prefill_launch(q_tokens: int, head_dim: int, dtype: jnp.dtype, arrays: Sequence[jax.Array]) -> Launch:

@@ -7,7 +7,8 @@
 2. Correctness: every kernel, backend and page layout against the reference on the same pages. A failure is reported and
    makes the exit status 1; what follows still runs.
 3. Kernels: microseconds and GB/s of decode and prefill attention, page-major against layer-major pools.
-4. Steps: milliseconds of a whole decode step of an 8B Llama with random weights, by KV format.
+4. Steps: milliseconds of a whole decode step of an 8B Llama with random weights, by KV format, as engines have it by
+   default: one sink page, one residual page.
 
 Timings are medians of several runs, each of many calls inside one program. What does not fit the memory is a dash.
 """
@@ -28,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxserve.aot.steps import LLAMA_8B
-from jaxserve.kv import allocate, attend_layer, build_meta, formats, kv_shapes
-from jaxserve.kv.token_format import TokenFormat
+from jaxserve.kv import ABSENT, KVFormat, SealedFormat, allocate, attend_layer, build_meta, formats, kv_shapes
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.model import Model
+from jaxserve.types import KVGroup
 from pallas_kernels.layouts import Dense, EightBitRows, Fp8, Int8, Kivi, hack
 from pallas_kernels.merge import Attended, normalize
 from pallas_kernels.paged_decode import mosaic as decode_mosaic
@@ -49,6 +50,7 @@ LAYOUTS: dict[str, Any] = {
     "fp8": EightBitRows(Fp8()),
     "kivi4": Kivi(4),
     "kivi2": Kivi(2),
+    "hack8": hack(8),
     "hack4": hack(4),
     "hack2": hack(2),
 }
@@ -100,7 +102,7 @@ SMOKE = Plan(
         windows=(None, None),
     ),
     batches=(2,),
-    contexts=(128,),
+    contexts=(256,),
     tiles=(1,),
     layers=2,
     copy_bytes=1 << 20,
@@ -225,9 +227,10 @@ def attended(
 
 
 def kernel_time(
-    op: str, backend: str, layout: Any, rows: int, context: int, plan: Plan, layer_major: bool
+    op: str, backend: str, layout: Any, rows: int, context: int, plan: Plan, layer_major: bool, **more: Any
 ) -> tuple[float, int] | None:
-    """Seconds of one call of a kernel over `rows` rows of `context` tokens, and the bytes of KV it reads."""
+    """Seconds of one call of a kernel over `rows` rows of `context` tokens, and the bytes of KV it reads. `more`:
+    options of the kernel."""
     config, layers = plan.config, plan.layers
     tiles = op == "prefill"
     holders = 1 if tiles else rows
@@ -265,6 +268,7 @@ def kernel_time(
                 softcap=None,
                 layout=layout,
                 **options(plan, backend),
+                **more,
             )
             q = q + normalize(part).astype(q.dtype)
         return q
@@ -272,23 +276,50 @@ def kernel_time(
     return seconds(lambda: all_layers(q, pools), plan) / layers, size
 
 
-def step_time(name: str, batch: int, context: int, plan: Plan, params: Any, model: Model) -> float | None:
+def step_format(name: str, plan: Plan) -> KVFormat:
+    """As an engine has it by default."""
+    format = formats.get(name, backend="reference" if plan.interpret else "triton")
+    return (
+        dataclasses.replace(format, key_rotation=format.usual_rotation) if isinstance(format, SealedFormat) else format
+    )
+
+
+def step_tables(format: KVFormat, batch: int, pages: int) -> np.ndarray:
+    """int32 [classes, batch, pages]: what rows in their last page of `pages` hold of each class, in scattered order."""
+    held = format.pages_held(pages)
+    tables = np.full((len(held), batch, pages), ABSENT, np.int32)
+    index = np.arange(pages)
+    kept = (index < format.sink_pages) | (index >= pages - format.residual_pages)
+    entries = [np.ones_like(kept)] if len(held) == 1 else [kept, (index >= format.sink_pages) & (index < pages - 1)]
+    for table, count, entry in zip(tables, held, entries, strict=True):
+        table[:, entry] = np.random.default_rng(0).permutation(batch * count).reshape(batch, count)
+    return tables
+
+
+def step_bytes(format: KVFormat, group: KVGroup, pages: int) -> int:
+    """KV that a row in its last page of `pages` reads."""
+    first, *others = (kind.bytes for kind in format.kinds(group))
+    if not others:
+        return pages * first
+    plain = min(pages, format.sink_pages + format.residual_pages)
+    return plain * first + (pages - plain) * others[0]
+
+
+def step_time(format: KVFormat, batch: int, context: int, plan: Plan, params: Any, model: Model) -> float | None:
     """Seconds of a decode step of the model: embedding, layers with KV writes, logits, argmax."""
-    backend = "reference" if plan.interpret else "triton"
-    format = formats.get(name, backend=backend)
     (group,) = model.kv_groups()
-    pages = batch * (context // PAGE)
-    if not fits(pages * sum(kind.bytes for kind in format.kinds(group)) + (1 << 30)):
+    pages = tuple(batch * held for held in format.pages_held(context // PAGE))
+    kinds = format.kinds(group)
+    if not fits(sum(count * kind.bytes for count, kind in zip(pages, kinds, strict=True)) + (1 << 30)):
         return None
-    kv = allocate(kv_shapes([group], [format], [(pages,)], batch, context))
-    table = np.random.default_rng(0).permutation(pages).astype(np.int32).reshape(1, batch, -1)
-    kv = dataclasses.replace(kv, tables=(jnp.asarray(table),))
+    kv = allocate(kv_shapes([group], [format], [pages], batch, context))
+    kv = dataclasses.replace(kv, tables=(jnp.asarray(step_tables(format, batch, context // PAGE)),))
     slots = jnp.arange(batch, dtype=jnp.int32)
     positions, counts = jnp.full((batch,), context - 1, jnp.int32), jnp.ones((batch,), jnp.int32)
     none = jnp.zeros((0,), jnp.int32)
 
     def step(params: Any, kv: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
-        meta = build_meta(kv.tables, slots, positions, counts, none, none, none)
+        meta = build_meta(kv.tables, slots, positions, counts, none, none, none, rules=[format.rule])
 
         def attend(layer: int, kv: Any, *qkv: jax.Array) -> tuple[Any, jax.Array]:
             return attend_layer(kv, 0, layer, *qkv, meta, model.attention_spec(layer))
@@ -351,17 +382,16 @@ def report(plan: Plan, say: Callable[[str], None]) -> bool:
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(read))
     (group,) = model.kv_groups()
     for name in formats.names():
-        format = formats.get(name)
-        if not isinstance(format, TokenFormat) or name in ("f16", "f32"):
+        if name in ("f16", "f32"):
             continue
-        page = format.kinds(group)[0].bytes
+        format = step_format(name, plan)
         for batch in plan.batches:
             for context in plan.contexts:
-                took = step_time(name, batch, context, plan, params, model)
+                took = step_time(format, batch, context, plan, params, model)
                 if took is None:
                     say(f"| {name} | {batch} | {context} | - | |")
                     continue
-                least = (weights + batch * (context // PAGE) * page) / copy
+                least = (weights + batch * step_bytes(format, group, context // PAGE)) / copy
                 say(f"| {name} | {batch} | {context} | {took * 1e3:.2f} | {least / took:.0%} |")
     return good
 

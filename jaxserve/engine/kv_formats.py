@@ -61,6 +61,7 @@ def kv_groups(
             for format in layer_formats
         ]
     groups, group_formats = split_groups(whole, layer_formats)
+    group_formats = _calibrated(groups, group_formats, folder, len(names))
     for group, format in zip(groups, group_formats, strict=True):
         try:
             format.kinds(group)
@@ -72,7 +73,7 @@ def kv_groups(
             )
             text = f"{error}{hint}"
             raise ConfigError(f"{_layers_text(group.layers)}: {text}" if len(groups) > 1 else text) from None
-    return groups, _calibrated(groups, group_formats, folder, len(names))
+    return groups, group_formats
 
 
 def _names(config: EngineConfig, groups: Sequence[KVGroup]) -> list[str]:
@@ -137,16 +138,23 @@ def _made(config: EngineConfig, names: set[str], on_gpu: bool) -> dict[str, KVFo
 def _calibrated(
     groups: Sequence[KVGroup], group_formats: Sequence[KVFormat], folder: Path, layers: int
 ) -> tuple[KVFormat, ...]:
-    """With the checkpoint's scales in fp8 formats."""
+    """With the checkpoint's scales in fp8 formats.
+
+    Raises:
+        ConfigError: an option that such scales exclude.
+    """
     if not any(isinstance(format, Fp8E4M3Format) for format in group_formats):
         return tuple(group_formats)
     scales = read_kv_scales(folder, layers)
-    return tuple(
-        replace(format, calibrated=tuple(scales[layer] for layer in group.layers))
-        if scales and isinstance(format, Fp8E4M3Format)
-        else format
-        for group, format in zip(groups, group_formats, strict=True)
-    )
+    try:
+        return tuple(
+            replace(format, calibrated=tuple(scales[layer] for layer in group.layers))
+            if scales and isinstance(format, Fp8E4M3Format)
+            else format
+            for group, format in zip(groups, group_formats, strict=True)
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _layers_text(layers: Sequence[int]) -> str:

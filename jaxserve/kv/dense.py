@@ -23,9 +23,9 @@ class DenseFormat(TokenFormat):
     def layout(self) -> TokenLayout:
         return float_layout(self.dtype, self.backend)
 
-    def storable(self, x: jax.Array) -> jax.Array:
+    def storable(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         # The pool's invariant: another row's masked read of this page computes 0 * value.
-        return jnp.nan_to_num(x.astype(self.dtype), nan=0.0)
+        return jnp.nan_to_num(k.astype(self.dtype), nan=0.0), jnp.nan_to_num(v.astype(self.dtype), nan=0.0)
 
 
 @formats.register("bf16")

@@ -154,10 +154,8 @@ class Registry:
     def get(self, name: str, **options: Any) -> KVFormat:
         """The format called `name`. ValueError, with the known names, if there is none, or if it lacks an option."""
         for option in sorted(set(options) - self.options(name)):
-            raise ValueError(
-                f"--kv-cache-dtype {name} knows no {option}: only formats that seal full pages do, because only they "
-                "keep some pages in 16 bits."
-            )
+            having = [other for other in self.names() if option in self.options(other)]
+            raise ValueError(f"--kv-cache-dtype {name} knows no {option}; {', '.join(having)} do.")
         return self._kind(name)(**options)
 
     def options(self, name: str) -> frozenset[str]:

@@ -21,6 +21,24 @@ TINY = 1e-30
 ROTATIONS = ("none", "hadamard")
 
 
+def check_rotation(rotation: str, channels: int | None = None) -> None:
+    """Raises ValueError: a rotation that does not exist, or not for keys of `channels`."""
+    if rotation not in ROTATIONS:
+        raise ValueError(f"--kv-key-rotation {rotation} is not known; choose one of {', '.join(ROTATIONS)}")
+    if rotation != "none" and channels is not None and channels & (channels - 1):
+        raise ValueError(f"--kv-key-rotation {rotation} needs a power of two of channels in a key, not {channels}")
+
+
+def turned_keys(k: jax.Array, rotation: str) -> jax.Array:
+    """k [..., n], float32 if `rotation` turns it."""
+    return rotated_keys(k) if rotation == "hadamard" else k
+
+
+def turned_queries(q: jax.Array, rotation: str) -> jax.Array:
+    """q [..., n] for keys that were turned alike."""
+    return rotated_queries(q) if rotation == "hadamard" else q
+
+
 def rotated_keys(k: jax.Array) -> jax.Array:
     """float32 k [..., n] times Sylvester's matrix, over about sqrt(n)."""
     return _hadamard(k, 2.0 ** -(k.shape[-1].bit_length() // 2))

@@ -21,7 +21,7 @@ from jax import lax
 from jaxserve.kv.format import AttentionSpec, KVFormat, Layer, PageKind
 from jaxserve.kv.meta import ABSENT, Rows
 from jaxserve.kv.reading import ReadingRule, Reads, TileReads
-from jaxserve.kv.rotation import ROTATIONS, rotated_keys, rotated_queries
+from jaxserve.kv.rotation import check_rotation, turned_keys, turned_queries
 from jaxserve.types import KVGroup
 from pallas_kernels.layouts import FloatLayout, Layout, SealedLayout, float_layout
 from pallas_kernels.merge import Attended, merge
@@ -69,10 +69,7 @@ class SealedFormat(KVFormat):
             raise ValueError(f"--kv-residual-pages {self.residual_pages} must be 1 or 2")
         if self.dtype not in DTYPES:
             raise ValueError(f"16-bit pages of {self.dtype} do not exist; choose one of {', '.join(DTYPES)}")
-        if self.key_rotation not in ROTATIONS:
-            raise ValueError(
-                f"--kv-key-rotation {self.key_rotation} is not known; choose one of {', '.join(ROTATIONS)}"
-            )
+        check_rotation(self.key_rotation)
 
     @property
     def layout(self) -> SealedLayout:
@@ -120,10 +117,7 @@ class SealedFormat(KVFormat):
 
     def _sealed_shapes(self, group: KVGroup) -> dict[str, jax.ShapeDtypeStruct]:
         keys = self.channels[0] if self.channels else group.head_dim
-        if self.key_rotation != "none" and keys & (keys - 1):
-            raise ValueError(
-                f"--kv-key-rotation {self.key_rotation} needs a power of two of channels in a key, not {keys}"
-            )
+        check_rotation(self.key_rotation, keys)
         if self.channels is None:
             return self.layout.shapes(group.kv_heads, group.page_tokens, group.head_dim)
         if max(self.channels) > group.head_dim:
@@ -165,9 +159,7 @@ class SealedFormat(KVFormat):
         """Sealed pages `ids` int32 [n] become what k, v [n, kv_heads, page_tokens, head_dim] encode to."""
         if self.channels is not None:
             k, v = (x[..., :held] for x, held in zip((k, v), self.channels, strict=True))
-        if self.key_rotation == "hadamard":
-            k = rotated_keys(k)
-        codes = self.layout.encode(k, v)
+        codes = self.layout.encode(turned_keys(k, self.key_rotation), v)
         return {
             name: array.at[ids, layer].set(codes[name], mode="drop", unique_indices=True)
             for name, array in sealed.items()
@@ -209,9 +201,7 @@ class SealedFormat(KVFormat):
     def _attend_sealed(self, attend: Attend, q: jax.Array, pool: Any, layer: Layer, table: jax.Array) -> Attended:
         head_dim = q.shape[-1]
         keys, values = self.channels or (head_dim, head_dim)
-        q = q[..., :keys]
-        if self.key_rotation == "hadamard":
-            q = rotated_queries(q)
+        q = turned_queries(q[..., :keys], self.key_rotation)
         part = attend(q, pool, layer, table, None, self.layout)
         if values == head_dim:
             return part

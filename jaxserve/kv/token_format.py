@@ -29,9 +29,13 @@ class TokenFormat(KVFormat):
         """The layout that the backend which reads it wants."""
         raise NotImplementedError
 
-    def storable(self, x: jax.Array) -> jax.Array:
-        """k or v as the layout may take it: what it stores must be finite."""
-        return x
+    def storable(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """k and v [..., head_dim] as the layout may take them: what it stores must be finite."""
+        return k, v
+
+    def asking(self, q: jax.Array) -> jax.Array:
+        """q [..., head_dim] as the stored keys are to be asked."""
+        return q
 
     def payload(self, group: KVGroup, pages: tuple[int, ...]) -> Any:
         return self.layout.pool(pages[0], len(group.layers), group.kv_heads, group.page_tokens, group.head_dim)
@@ -48,11 +52,11 @@ class TokenFormat(KVFormat):
 
     def write_rows(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, rows: Rows) -> Pool:
         count, q_tokens, kv_heads, head_dim = k.shape
-        k, v = (self.storable(x).reshape(count * q_tokens, kv_heads, head_dim) for x in (k, v))
+        k, v = (x.reshape(count * q_tokens, kv_heads, head_dim) for x in self.storable(k, v))
         return self.layout.put_tokens(pool, layer, k, v, *rows.targets(q_tokens))
 
     def write_tiles(self, pool: Pool, layer: Layer, k: jax.Array, v: jax.Array, tiles: Rows) -> Pool:
-        inside, (k, v) = tiles.as_pages(*(self.storable(x).swapaxes(1, 2) for x in (k, v)))
+        inside, (k, v) = tiles.as_pages(*(x.swapaxes(1, 2) for x in self.storable(k, v)))
         return self.layout.put_pages(pool, layer, k, v, tiles.pages, inside)
 
     def attend_rows(self, q: jax.Array, pool: Pool, layer: Layer, rows: Rows, spec: AttentionSpec) -> Attended:
@@ -67,7 +71,7 @@ class TokenFormat(KVFormat):
         self, op: Callable[..., Attended], q: jax.Array, pool: Pool, layer: Layer, rows: Rows, spec: AttentionSpec
     ) -> Attended:
         return op(
-            q,
+            self.asking(q),
             rows.positions,
             pool,
             layer,

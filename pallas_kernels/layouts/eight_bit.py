@@ -29,6 +29,11 @@ DOT_DTYPE = jnp.dtype(jnp.bfloat16)
 """Of the operands of a kernel's products: it holds every code exactly."""
 
 
+ALONG = 32
+"""The queries that attend to a key lie along it, so an error along a key is one of their scores (measured:
+docs/techniques/8-bit-kv.md)."""
+
+
 class Page(NamedTuple):
     """Codes of keys [rows, kv_heads, head_dim, page_tokens] and values [rows, kv_heads, page_tokens, head_dim], sides
     [rows, kv_heads, 2 or 4, page_tokens], all float32."""
@@ -69,7 +74,7 @@ class EightBit:
     ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
         """k, v [..., head_dim] -> codes of both, and the sides, `side_count` arrays [...]."""
         given = jnp.asarray(self.calibrated, jnp.float32)[layer] if self.calibrated else (None, None)
-        keys, *k_sides = self.code.encode(k, given[0])
+        keys, *k_sides = self.code.encode(k, given[0], along=ALONG)
         values, *v_sides = self.code.encode(v, given[1])
         return keys, values, tuple(side for both in zip(k_sides, v_sides, strict=True) for side in both)
 

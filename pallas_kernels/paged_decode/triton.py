@@ -12,7 +12,7 @@ from pallas_kernels.compat import triton_call
 from pallas_kernels.layouts import KernelLayout
 from pallas_kernels.merge import Attended, merge
 from pallas_kernels.triton_walk import load_parts, page_range, store, triton_walk
-from pallas_kernels.tuning import decode_splits
+from pallas_kernels.tuning import Launch, decode_launch, decode_splits
 
 MIN_DOT = 16
 """Smallest dimension of a dot: the query vectors that share a KV head are padded to it."""
@@ -32,14 +32,17 @@ def paged_decode(
     softcap: float | None,
     layout: KernelLayout,
     splits: int | None = None,
+    launch: Launch | None = None,
     interpret: bool = False,
 ) -> Attended:
-    """See `api.paged_decode`. The bits of a row depend on its own data and on `splits`."""
+    """See `api.paged_decode`. The bits of a row depend on its own data and on `splits`; that and `launch`, with all
+    vectors in its block, are for tuning."""
     rows, q_tokens, heads, head_dim = q.shape
     pages, kv_heads, page_tokens, _, value_dim = layout.page_shape(pool)
     group = heads // kv_heads
     m_rows = max(MIN_DOT, pl.next_power_of_2(group * q_tokens))
     splits = splits or min(decode_splits(rows, kv_heads), tables.shape[1])
+    launch = launch or decode_launch(m_rows)
     arrays = layout.arrays(pool)
     q_parts, o_parts = layout.parts(pool)
     lists = () if places is None else (places,)
@@ -103,8 +106,8 @@ def paged_decode(
             jax.ShapeDtypeStruct(outer, jnp.float32),
             jax.ShapeDtypeStruct(outer, jnp.float32),
         ],
-        num_warps=4,
-        num_stages=3,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
         interpret=interpret,
     )
     part = merge([Attended(o[:, :, s], m[:, :, s], l[:, :, s]) for s in range(splits)])

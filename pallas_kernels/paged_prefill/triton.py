@@ -12,7 +12,7 @@ from pallas_kernels.compat import triton_call
 from pallas_kernels.layouts import KernelLayout
 from pallas_kernels.merge import Attended
 from pallas_kernels.triton_walk import load_parts, page_range, store, triton_walk
-from pallas_kernels.tuning import prefill_launch
+from pallas_kernels.tuning import Launch, prefill_launch
 
 
 def paged_prefill(
@@ -28,9 +28,10 @@ def paged_prefill(
     window: int | None,
     softcap: float | None,
     layout: KernelLayout,
+    launch: Launch | None = None,
     interpret: bool = False,
 ) -> Attended:
-    """See `api.paged_prefill`."""
+    """See `api.paged_prefill`. `launch` is for tuning; its block divides the queries of a tile."""
     tiles, q_tokens, heads, head_dim = q.shape
     pages, kv_heads, page_tokens, _, value_dim = layout.page_shape(pool)
     group = heads // kv_heads
@@ -38,7 +39,7 @@ def paged_prefill(
     q_parts, o_parts = layout.parts(pool)
     lists = () if places is None else (places,)
     dtype = layout.dot_dtype(pool, q)
-    launch = prefill_launch(q_tokens, head_dim, dtype, arrays)
+    launch = launch or prefill_launch(q_tokens, head_dim, dtype, arrays)
     block = launch.block
 
     def kernel(layer_ref, positions_ref, counts_ref, table_ref, q_ref, *refs):

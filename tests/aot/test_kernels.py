@@ -112,9 +112,10 @@ def test_mosaic_kernel(op, rows, q_tokens, heads, head_dim, options, tmp_path: P
 )
 def test_layers_update_the_pool_in_place(name: str, backend: str, tiles: int) -> None:
     """Two layers of an 8B Llama's attention, 64 decode rows and 512 prefill tokens."""
+    options = {"key_rotation": "hadamard"} if name == "fp8_e4m3" else {}
     rows, heads, kv_heads, head_dim = 64, 32, 8, 128
     group = KVGroup(layers=(0, 1), kv_heads=kv_heads, head_dim=head_dim)
-    kv = kv_shapes([group], [formats.get(name, backend=backend)], [(PAGES,)], rows, 8192)
+    kv = kv_shapes([group], [formats.get(name, backend=backend, **options)], [(PAGES,)], rows, 8192)
     tokens = rows + tiles * 64
 
     def step(kv, q, k, v, *ints):

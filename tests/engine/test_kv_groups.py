@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from jaxserve.checkpoint import read_config
 from jaxserve.config import ConfigError, EngineConfig
 from jaxserve.engine.kv_formats import kv_groups
 from jaxserve.kv import KVFormat, SealedFormat, formats
+from jaxserve.kv.eight_bit import EightBitFormat
 from jaxserve.models.model import Model
 from jaxserve.types import KVGroup, PageClass
 from tests.engine import tiny
@@ -149,7 +153,7 @@ def test_layers_of_one_window_and_one_format_share_a_group(
     ("name", "auto"),
     [
         *((name, "hadamard") for name in ("kivi4", "kivi2", "hack4", "hack2")),
-        *((name, "none") for name in ("hack8", "hack4_p", "hack2_p", "hack8_p")),
+        *((name, "none") for name in ("int8", "fp8_e4m3", "hack8", "hack4_p", "hack2_p", "hack8_p")),
     ],
 )
 def test_keys_of_few_bits_are_rotated_unless_somebody_says_otherwise(
@@ -159,7 +163,7 @@ def test_keys_of_few_bits_are_rotated_unless_somebody_says_otherwise(
         _, formats = groups_and_formats(
             models["llama"], kv_cache_dtype=name, kv_cache_dtype_layers={"f32": 0}, **options
         )
-        return {format.key_rotation for format in formats if isinstance(format, SealedFormat)}
+        return {format.key_rotation for format in formats if isinstance(format, SealedFormat | EightBitFormat)}
 
     assert rotations() == rotations(kv_key_rotation="auto") == {auto}
     assert rotations(kv_key_rotation="none") == {"none"}
@@ -168,6 +172,23 @@ def test_keys_of_few_bits_are_rotated_unless_somebody_says_otherwise(
 
 def test_leading_channels_are_in_a_basis_already() -> None:
     assert formats.get("hack4", channels=(64, 32)).usual_rotation == "none"
+
+
+def test_heads_without_a_matrix_are_not_rotated(tmp_path: Path) -> None:
+    LlamaConfig(**SIZES | {"head_dim": 48}, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="hadamard needs a power of two of channels in a key, not 48"):
+        groups_and_formats(tmp_path, kv_cache_dtype="int8", kv_key_rotation="hadamard")
+
+
+def test_scales_of_a_checkpoint_are_of_keys_as_they_are(models: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(models["llama"], tmp_path, dirs_exist_ok=True)
+    names = [f"model.layers.{layer}.self_attn.{half}_scale" for layer in range(2) for half in "kv"]
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file) | dict.fromkeys(names, np.ones(1, np.float32)), file)
+    _, (format,) = groups_and_formats(tmp_path, kv_cache_dtype="fp8")
+    assert isinstance(format, EightBitFormat) and format.calibrated and format.key_rotation == "none"
+    with pytest.raises(ConfigError, match="--kv-key-rotation hadamard: this checkpoint brings scales"):
+        groups_and_formats(tmp_path, kv_cache_dtype="fp8", kv_key_rotation="hadamard")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +204,8 @@ def test_leading_channels_are_in_a_basis_already() -> None:
         ({"kv_cache_dtype_layers": {"f32": "sliding_window"}}, "sliding_window: no layer of this model"),
         ({"kv_cache_dtype_layers": {"f32": "0-1", "int8": [-1]}}, "layer 1 is to be f32 and int8; leave it out of one"),
         ({"kv_cache_dtype": "f16", "kv_cache_dtype_layers": {"f32": 0}, "kv_sink_pages": 2}, "knows no sink_pages"),
-        ({"kv_cache_dtype": "int8", "kv_key_rotation": "hadamard"}, "knows no key_rotation"),
+        ({"kv_cache_dtype": "int8", "kv_sink_pages": 2}, "int8 knows no sink_pages; hack2, .*zeroc do"),
+        ({"kv_cache_dtype": "bf16", "kv_key_rotation": "hadamard"}, "knows no key_rotation; fp8_e4m3, hack2, "),
     ],
 )
 def test_layers_that_cannot_be_had_are_refused(models: dict[str, Path], options: dict, words: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.layouts import Fp8, Int8
+from pallas_kernels.layouts.codes import OCTAVE
 
 Codes = tuple[jax.Array, ...]
 int8, fp8 = jax.jit(Int8().encode), jax.jit(Fp8().encode)
@@ -44,6 +47,41 @@ def test_fp8_is_off_by_a_sixteenth_of_the_number(tokens: list[list[float]]) -> N
     scale = np.asarray(codes[1], np.float64)[:, None]
     smallest = 2.0**-9  # the step of the subnormal codes
     assert np.all(error(codes, x) <= np.maximum(np.abs(x) / 16, scale * smallest / 2) * 1.001 + 1e-37)
+
+
+def squared_error(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    codes = np.asarray(jnp.asarray(x / scale[:, None]).astype(jnp.float8_e4m3fn), np.float64)
+    return np.sum((codes * scale[:, None] - x) ** 2, axis=-1)
+
+
+@pytest.mark.parametrize("channels", [64, 128, 256])
+def test_no_fp8_scale_that_fits_would_be_better(channels: int) -> None:
+    x = np.random.default_rng(channels).standard_normal((500, channels)).astype(np.float32)
+    scale = np.asarray(fp8(x)[1], np.float64)
+    others = [np.asarray(jnp.asarray(np.abs(x).max(-1) / top).astype(jnp.bfloat16), np.float64) for top in OCTAVE]
+    errors = np.stack([squared_error(x, other) for other in others])
+    # The choice is made on errors that were cut to a 1,024th of a power of two.
+    assert np.all(squared_error(x, scale) < 1.02 * errors.min(axis=0))
+    assert np.mean(squared_error(x, scale)) < 0.87 * np.mean(errors[0])
+
+
+def test_an_error_along_a_vector_can_be_avoided() -> None:
+    x = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
+    unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    plain, across = (decode(jax.jit(partial(Fp8().encode, along=along))(x)) - x for along in (0, 32))
+    assert np.mean(np.sum(across * unit, axis=-1) ** 2) < 0.25 * np.mean(np.sum(plain * unit, axis=-1) ** 2)
+    assert np.mean(across**2) < 1.2 * np.mean(plain**2)
+
+
+def test_a_vector_has_the_same_fp8_scale_alone_and_in_a_crowd() -> None:
+    encode = partial(Fp8().encode, along=32)
+    x = jax.random.normal(jax.random.key(0), (300, 5, 64))
+    crowd = jax.jit(encode)(x)
+    for one in (0, 137, 299):
+        alone = jax.jit(encode)(x[one, 2])
+        assert all(np.array_equal(a, b[one, 2]) for a, b in zip(alone, crowd, strict=True))
+    doubled = jax.jit(lambda y: encode(y * 2))(x)
+    assert np.array_equal(doubled[0], crowd[0]) and np.array_equal(doubled[1], 2 * crowd[1])
 
 
 def test_equal_numbers_are_exact() -> None:

@@ -124,18 +124,32 @@ def generate(kv: KVState, spec: Spec = PLAIN) -> dict[tuple[int, int], np.ndarra
     [("f32", None, 2e-6), ("f32", 70, 2e-6), ("bf16", None, 2e-2), ("int8", None, 3e-2), ("fp8_e4m3", 70, 1.5e-1)],
 )
 def test_equals_dense_attention(dtype: str, window: int | None, tolerance: float) -> None:
-    got = generate(new_state(dtype), Spec(window=window))
+    equals_dense_attention(new_state(dtype), window, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("int8", 3e-2), ("fp8_e4m3", 1.5e-1)])
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_rotated_keys_meet_rotated_queries(dtype: str, tolerance: float, backend: str | None) -> None:
+    equals_dense_attention(new_state(dtype, key_rotation="hadamard", backend=backend), None, tolerance)
+
+
+def equals_dense_attention(kv: KVState, window: int | None, tolerance: float) -> None:
+    got = generate(kv, Spec(window=window))
     assert len(got) == 195 + 289
     for (slot, position), o in got.items():
         np.testing.assert_allclose(o, dense(slot, window)[position], atol=tolerance)
 
 
 @pytest.mark.parametrize("backend", ["invariant", "tiled"])
-@pytest.mark.parametrize("dtype", ["f32", "int8", "fp8_e4m3"])
-def test_batch_invariant_bits(dtype: str, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [("f32", {}), ("int8", {}), ("fp8_e4m3", {}), ("fp8_e4m3", {"key_rotation": "hadamard"})],
+    ids=["f32", "int8", "fp8", "fp8 rotated"],
+)
+def test_batch_invariant_bits(dtype: str, options: dict[str, Any], backend: str) -> None:
     """Chunks, decode rows and crowds change no bit."""
-    got = generate(new_state(dtype, backend=backend))
-    kv, whole = new_state(dtype, backend=backend), {}
+    got = generate(new_state(dtype, backend=backend, **options))
+    kv, whole = new_state(dtype, backend=backend, **options), {}
     for start in range(0, 256, 128):
         kv, new = run(kv, (), (Work(3, start, 64), Work(3, start + 64, 64)), 1)
         whole |= new

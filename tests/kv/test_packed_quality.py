@@ -1,4 +1,4 @@
-"""Each choice of the packed formats, taken back, in a trained model: text becomes visibly less likely.
+"""Each choice of the quantized formats, taken back, in a trained model: text becomes visibly less likely.
 
 The bundled model reads text whose KV went through codes by the reading rule, and with one choice undone at a time. What
 the same ablations do to attention alone: tests/kernels/test_packed_ablations.py.
@@ -6,7 +6,7 @@ the same ablations do to attention alone: tests/kernels/test_packed_ablations.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxserve.kv.rotation import rotated_keys
 from jaxserve.models.model import Model, Params
 from jaxserve.text.tokenizer import Tokenizer
 from jaxserve.types import PAGE_TOKENS
-from pallas_kernels.layouts import hack
+from pallas_kernels.layouts import EightBitRows, Fp8, hack
 from tests.kernels.packed_cases import Packed
 from tests.kernels.test_packed_ablations import StochasticP
 
@@ -29,11 +29,26 @@ TOKENS, WINDOWS = 768, 2
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Codes of single tokens, as the layouts of pages have them."""
+
+    layout: EightBitRows
+
+    def encode(self, k: jax.Array, v: jax.Array) -> tuple[Any, ...]:
+        return self.layout.encode(k, v, 0)
+
+    def decode(self, codes: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        keys, values, (k_scale, v_scale) = codes
+        k, v = (x.astype(jnp.float32) * s[..., None] for x, s in ((keys, k_scale), (values, v_scale)))
+        return k, v
+
+
+@dataclass(frozen=True)
 class Reading:
     """How a query reads: the first `sinks` pages of `size` tokens and the last `residual` up to its own as they are,
     others as codes."""
 
-    layout: Packed
+    layout: Packed | Tokens
     rotated: bool = False
     sinks: int = 1
     residual: int = 1
@@ -109,6 +124,20 @@ def test_stochastic_rounding_hurts() -> None:
 
 def test_keys_lose_less_when_they_are_rotated() -> None:
     assert harm(Reading(hack(4), rotated=True)) < 0.75 * harm(Reading(hack(4)))
+
+
+@dataclass(frozen=True)
+class Smallest(Fp8):
+    """Each vector with the smallest scale that holds it."""
+
+    def encode(self, x: jax.Array, scales: jax.Array | None = None, *, along: int = 0) -> tuple[jax.Array, ...]:
+        return super().encode(x, jnp.max(jnp.abs(x), axis=-1) / self.peak)
+
+
+def test_the_smallest_scales_of_fp8_hurt() -> None:
+    fp8, smallest = (Reading(Tokens(EightBitRows(code)), sinks=0, residual=0) for code in (Fp8(), Smallest()))
+    assert harm(smallest) > 1.8 * harm(fp8)
+    assert harm(replace(fp8, rotated=True)) < 0.95 * harm(fp8)
 
 
 def test_wider_partitions_hurt() -> None:
