@@ -161,7 +161,7 @@ class CacheOptions:
     prefill_exact: bool = option(
         False,
         "With sealed pages: a prefill chunk attends to itself in 16 bits. Closer to dense KV, but results then depend "
-        "on where chunks begin.",
+        "on where chunks begin; not with --batch-invariant.",
     )
     swap_space: int = option(
         0,

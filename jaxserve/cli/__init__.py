@@ -115,7 +115,7 @@ def _version() -> str:
 def _exit_code(error: Exception) -> int | None:
     """The exit code of errors whose classes live in rooms that may not have been imported."""
     names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("jaxserve.")}
-    if "CheckpointError" in names:
+    if names & {"CheckpointError", "DoesNotFitError"}:
         return 2
     if "EngineDead" in names:
         return 1

@@ -119,6 +119,11 @@ def _named(name: str, model: Model, on_gpu: bool) -> str:
 def _made(config: EngineConfig, names: set[str], on_gpu: bool) -> dict[str, KVFormat]:
     """The formats in use by name, each with those options that it has."""
     cache = config.cache
+    if cache.prefill_exact and config.runtime.batch_invariant:
+        raise ValueError(
+            "--prefill-exact makes results depend on where chunks begin, and so on what shares the batch, which "
+            "--batch-invariant excludes; leave out one"
+        )
     sealing = {
         "sink_pages": cache.kv_sink_pages,
         "residual_pages": cache.kv_residual_pages,

@@ -123,6 +123,15 @@ class KVFormat:
         raise NotImplementedError
 
 
+FLAGS = {
+    "sink_pages": "--kv-sink-pages",
+    "residual_pages": "--kv-residual-pages",
+    "key_rotation": "--kv-key-rotation",
+    "prefill_exact": "--prefill-exact",
+}
+"""How users write the options of formats."""
+
+
 class Registry:
     """KV formats by name."""
 
@@ -155,7 +164,8 @@ class Registry:
         """The format called `name`. ValueError, with the known names, if there is none, or if it lacks an option."""
         for option in sorted(set(options) - self.options(name)):
             having = [other for other in self.names() if option in self.options(other)]
-            raise ValueError(f"--kv-cache-dtype {name} knows no {option}; {', '.join(having)} do.")
+            flag = FLAGS.get(option, option)
+            raise ValueError(f"--kv-cache-dtype {name} has no {flag}; these have: {', '.join(having)}.")
         return self._kind(name)(**options)
 
     def options(self, name: str) -> frozenset[str]:

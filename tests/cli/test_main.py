@@ -54,6 +54,7 @@ def test_every_verb_teaches(verb: str, capsys: pytest.CaptureFixture[str]):
         (["complete", "x", "--url", "localhost"], "--url 'localhost' is not an address"),
         (["complete", "x", "--temperature", "warm"], "--temperature"),
         (["complete", ""], "empty"),
+        (["complete", "x", "--kv-cache-memory", "64k"], "raise --kv-cache-memory"),
         (["chat", " "], "empty"),
         (["bench"], "throughput"),
         (["bench", "serve", "--client", "2"], "did you mean --clients?"),

@@ -203,9 +203,19 @@ def test_scales_of_a_checkpoint_are_of_keys_as_they_are(models: dict[str, Path],
         ({"kv_cache_dtype_layers": {"f32": "first"}}, "'first' names no layers; they are numbers"),
         ({"kv_cache_dtype_layers": {"f32": "sliding_window"}}, "sliding_window: no layer of this model"),
         ({"kv_cache_dtype_layers": {"f32": "0-1", "int8": [-1]}}, "layer 1 is to be f32 and int8; leave it out of one"),
-        ({"kv_cache_dtype": "f16", "kv_cache_dtype_layers": {"f32": 0}, "kv_sink_pages": 2}, "knows no sink_pages"),
-        ({"kv_cache_dtype": "int8", "kv_sink_pages": 2}, "int8 knows no sink_pages; hack2, .*zeroc do"),
-        ({"kv_cache_dtype": "bf16", "kv_key_rotation": "hadamard"}, "knows no key_rotation; fp8_e4m3, hack2, "),
+        (
+            {"kv_cache_dtype": "f16", "kv_cache_dtype_layers": {"f32": 0}, "kv_sink_pages": 2},
+            "f16 has no --kv-sink-pages",
+        ),
+        ({"kv_cache_dtype": "int8", "kv_sink_pages": 2}, "int8 has no --kv-sink-pages; these have: hack2, .*zeroc"),
+        (
+            {"kv_cache_dtype": "hack4", "prefill_exact": True, "batch_invariant": True},
+            "--prefill-exact .* leave out one",
+        ),
+        (
+            {"kv_cache_dtype": "bf16", "kv_key_rotation": "hadamard"},
+            "bf16 has no --kv-key-rotation; these have: fp8_e4m3, hack2, ",
+        ),
     ],
 )
 def test_layers_that_cannot_be_had_are_refused(models: dict[str, Path], options: dict, words: str) -> None:

@@ -131,7 +131,7 @@ def test_programs_keep_whole_pages(make) -> None:
 
 
 def test_prefill_exact_is_served(make) -> None:
-    exact = make(kv_format="test-rounded-f32", prefill_exact=True)
+    exact = make(kv_format="test-rounded-f32", prefill_exact=True, batch_invariant=False)
     dense = make(kv_format=None, kv_cache_dtype="f32")
     case = prompts([200], seed=9)
     # One chunk of four tiles: nothing is read sealed before the first decode row.
@@ -159,10 +159,10 @@ def test_the_record_replays(make, tmp_path: Path) -> None:
 
 
 def test_options_of_sealed_pages_need_a_format_that_has_them(tiny_models: dict[str, Path]) -> None:
-    for option, name in (("kv_sink_pages", "sink_pages"), ("kv_residual_pages", "residual_pages")):
-        with pytest.raises(ConfigError, match=f"f32 knows no {name}"):
+    for option, name in (("kv_sink_pages", "--kv-sink-pages"), ("kv_residual_pages", "--kv-residual-pages")):
+        with pytest.raises(ConfigError, match=f"f32 has no {name}"):
             Driver(model=str(tiny_models["llama"]), kv_cache_dtype="f32", **{option: 1})
-    with pytest.raises(ConfigError, match="prefill_exact"):
+    with pytest.raises(ConfigError, match="f32 has no --prefill-exact"):
         Driver(model=str(tiny_models["llama"]), kv_cache_dtype="f32", prefill_exact=True)
     with pytest.raises(ConfigError, match="--kv-expected-len 5000"):
         Driver(model=str(tiny_models["llama"]), kv_expected_len=5000)
