@@ -180,9 +180,7 @@ class Runner:
         rows = [table[:, slot].reshape(-1) for table in self._tables]
         self._kv = self._call("tables", self._kv, _with_slot(slot, np.concatenate(rows)))
 
-    def _decode(
-        self, plan: Plan, sequences: Mapping[SeqId, Sequence], grants: list[Grant], launched: Launched
-    ) -> bool:
+    def _decode(self, plan: Plan, sequences: Mapping[SeqId, Sequence], grants: list[Grant], launched: Launched) -> bool:
         """Forward and head in one program. False, and nothing done: there is none that does it."""
         rows = [work.seq for work in plan.decode]
         found = self._decode_bucket(len(rows), max([sequences[seq].variant for seq in rows]))
