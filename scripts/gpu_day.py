@@ -408,6 +408,24 @@ def kernel_row(op: str, backend: str, name: str, layout: Any, rows: int, context
     return f"{head} {took * 1e6:,.1f} | {rate / 1e9:,.0f} | {rate / copy:.0%} | {layer_major} |"
 
 
+def sink(smoke: bool, out: Path | None) -> Callable[[str], None] | None:
+    """Prints each text, and writes all of them to `out`. None, and says so, where there is no GPU to be timed."""
+    if not smoke and jax.default_backend() not in ("gpu", "cuda"):
+        print(
+            f"no GPU: jax runs on {jax.default_backend()} here; --smoke tries the script without one", file=sys.stderr
+        )
+        return None
+    lines: list[str] = []
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        lines.append(text)
+        if out:
+            out.write_text("\n".join(lines) + "\n")
+
+    return say
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -415,19 +433,9 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     args = parser.parse_args()
-    if not args.smoke and jax.default_backend() not in ("gpu", "cuda"):
-        print(
-            f"no GPU: jax runs on {jax.default_backend()} here; --smoke tries the script without one", file=sys.stderr
-        )
+    say = sink(args.smoke, args.out)
+    if say is None:
         return 2
-    lines: list[str] = []
-
-    def say(text: str) -> None:
-        print(text, flush=True)
-        lines.append(text)
-        if args.out:
-            args.out.write_text("\n".join(lines) + "\n")
-
     return 0 if report(SMOKE if args.smoke else FULL, say) else 1
 
 

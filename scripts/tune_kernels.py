@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from gpu_day import FULL, LAYOUTS, PAGE, SMOKE, Plan, fill, kernel_time
+from gpu_day import FULL, LAYOUTS, PAGE, SMOKE, Plan, fill, kernel_time, sink
 from jax.experimental import pallas as pl
 
 from pallas_kernels.tuning import Launch, decode_launch, decode_splits, prefill_launch
@@ -104,19 +104,9 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, interpret mode: checks this script only")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
-    if not args.smoke and jax.default_backend() not in ("gpu", "cuda"):
-        print(
-            f"no GPU: jax runs on {jax.default_backend()} here; --smoke tries the script without one", file=sys.stderr
-        )
+    say = sink(args.smoke, args.out)
+    if say is None:
         return 2
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-        if args.out:
-            args.out.write_text("\n".join(lines) + "\n")
-
     plan = SMOKE if args.smoke else FULL
     report(plan, tuple(args.layouts or plan.layouts), SMOKE_SHAPES if args.smoke else SHAPES, say)
     return 0
