@@ -280,9 +280,9 @@ class Runner:
         """The cheapest compiled program of forward and head that holds the rows and does what `least` does."""
         for bucket in self._shape.decode:
             if bucket >= rows:
-                for variant in range(least, HeadVariant.FULL):
-                    if self._programs.ready(decode_name(bucket, HeadVariant(variant))) is not None:
-                        return bucket, HeadVariant(variant)
+                for variant in list(HeadVariant)[least : HeadVariant.FULL]:
+                    if self._programs.ready(decode_name(bucket, variant)) is not None:
+                        return bucket, variant
         return None
 
     def _head_bucket(self, rows: int, least: HeadVariant) -> tuple[int, HeadVariant]:

@@ -90,6 +90,8 @@ def head(
     ids, index = rows[:, 0], rows[:, 1:]
     count_rows, q = index.shape
     ints = slots.ints.at[ids].get(mode="fill", fill_value=0)
+    if variant is not HeadVariant.GREEDY:
+        floats = slots.floats.at[ids].get(mode="fill", fill_value=0)
     drafts = slots.drafts.at[ids, : q - 1].get(mode="fill", fill_value=0)
     drafted = jnp.minimum(ints[:, Ints.DRAFT_LEN], q - 1)
 
@@ -101,15 +103,13 @@ def head(
             raise ValueError("The FULL head needs grammar masks; pass all ones where there is no grammar.")
         free = jnp.all(_all_set(masks, vocab), axis=1)
         drafted = jnp.where(free, drafted, 0)
-        floats = _floats(slots, ids)
         logits = process(raw.reshape(count_rows, q, vocab), slots, ids, ints, floats, drafts, masks).reshape(-1, vocab)
 
     top, greedy = draw.best(logits)
     finite = jnp.isfinite(top)
     if variant is HeadVariant.FULL:  # a mask may have hidden what is wrong
         finite &= jnp.isfinite(draw.best(raw)[0])
-    drawn = variant is not HeadVariant.GREEDY
-    tokens = _drawn(logits, top, greedy, ints, _floats(slots, ids), q) if drawn else greedy
+    tokens = greedy if variant is HeadVariant.GREEDY else _drawn(logits, top, greedy, ints, floats, q)
     tokens = tokens.reshape(count_rows, q)
 
     count = verify.appended(tokens, drafts, drafted)
@@ -130,10 +130,6 @@ def head(
         lambda: jnp.zeros((count_rows * q, packed_width(vocab)), jnp.int32),
     )
     return slots, Out(packed, Logprobs(logprobs.reshape(count_rows, q, -1)))
-
-
-def _floats(slots: Slots, ids: Array) -> Array:
-    return slots.floats.at[ids].get(mode="fill", fill_value=0)
 
 
 def _drawn(logits: Array, top: Array, greedy: Array, ints: Array, floats: Array, q: int) -> Array:
