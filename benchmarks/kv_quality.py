@@ -36,7 +36,8 @@ PRESETS = Path(__file__).resolve().parents[1] / "configs" / "eval"
 BASE = "dense"
 FORMATS = (
     *("int8", "fp8", "fp8-rotated", "hack8", "kivi4", "hack4", "kivi4-rotated", "hack4-rotated"),
-    *("hack4-rotated-no-sinks", "hack4-p", "kivi2", "hack2", "hack2-rotated", "hack2-p"),
+    *("hack4-rotated-no-sinks", "hack4-p", "kivi2", "kivi2-paper", "hack2", "hack2-rotated"),
+    *("hack2-rotated-groups-32", "hack2-p"),
 )
 
 

@@ -143,6 +143,12 @@ class CacheOptions:
         low=1,
         high=2,
     )
+    kv_quant_group: int | None = option(
+        None,
+        "Channels that share a scale where kivi and hack quantize by token (values; in form P keys). 32 loses less for "
+        "half a bit more a value (docs/techniques/kivi.md). Default: 64.",
+        choices=(32, 64),
+    )
     kv_key_rotation: str = option(
         "auto",
         "How 8-bit formats and those with sealed pages turn keys before they are quantized. hadamard: by a fixed "
@@ -247,8 +253,9 @@ class RuntimeOptions:
         "auto",
         "Attention kernels. auto: triton on a GPU, native on a CPU; native: compiled by the machine's C compiler, "
         "reference without one and for odd sizes; mosaic: Hopper's own instructions where they apply (dense 16-bit KV, "
-        "head_dim 64 or 128), triton elsewhere.",
-        choices=("auto", "reference", "native", "triton", "mosaic"),
+        "head_dim 64 or 128), triton elsewhere; cudnn: NVIDIA's library where a prefill chunk reads itself (dense "
+        "16-bit KV, layers without a window), triton elsewhere.",
+        choices=("auto", "reference", "native", "triton", "mosaic", "cudnn"),
     )
     batch_invariant: bool = option(False, "Same bits for a request whatever shares its batch, at some cost in speed.")
     wait_for_buckets: bool = option(

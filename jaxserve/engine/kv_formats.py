@@ -18,6 +18,7 @@ from jaxserve.kv.eight_bit import Fp8E4M3Format
 from jaxserve.kv.zeroc import held_by
 from jaxserve.models.model import Model
 from jaxserve.types import KVGroup
+from pallas_kernels.chunk_attention import missing
 
 KV_OF_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -128,6 +129,7 @@ def _made(config: EngineConfig, names: set[str], on_gpu: bool) -> dict[str, KVFo
         "sink_pages": cache.kv_sink_pages,
         "residual_pages": cache.kv_residual_pages,
         "prefill_exact": cache.prefill_exact or None,
+        "quant_group": cache.kv_quant_group,
         "key_rotation": None if cache.kv_key_rotation == "auto" else cache.kv_key_rotation,
     }
     options: dict[str, Any] = {"backend": attention_backend(config, on_gpu)}
@@ -173,8 +175,10 @@ def attention_backend(config: EngineConfig, on_gpu: bool) -> str | None:
         ConfigError: a backend that does not run here or excludes another option.
     """
     backend = config.runtime.attention_backend
-    if backend in ("triton", "mosaic") and not on_gpu:
+    if backend in ("triton", "mosaic", "cudnn") and not on_gpu:
         raise ConfigError(f"--attention-backend {backend} needs a GPU; this engine runs on a CPU")
+    if backend == "cudnn" and (reason := missing()):
+        raise ConfigError(f"--attention-backend cudnn: {reason}; leave it out")
     if backend == "native" and on_gpu:
         raise ConfigError("--attention-backend native is for CPUs; this engine runs on a GPU")
     if config.runtime.batch_invariant:

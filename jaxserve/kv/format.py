@@ -127,6 +127,7 @@ FLAGS = {
     "sink_pages": "--kv-sink-pages",
     "residual_pages": "--kv-residual-pages",
     "key_rotation": "--kv-key-rotation",
+    "quant_group": "--kv-quant-group",
     "prefill_exact": "--prefill-exact",
 }
 """How users write the options of formats."""

@@ -16,10 +16,14 @@ class PackedFormat(SealedFormat):
 
     codes: ClassVar[Kivi | HackFolded | HackPartitioned]
 
+    quant_group: int | None = None
+    """Channels that share a scale where quantization is per token, 32 or 64. None: 64, or 32 where pages hold no more
+    of a head."""
+
     @property
     def layout(self) -> SealedLayout:
-        # Where pages hold 32 channels of a head, these are a group.
-        return replace(self.codes, group=32) if self.channels and min(self.channels) == 32 else self.codes
+        narrow = self.channels is not None and min(self.channels) == 32
+        return replace(self.codes, group=self.quant_group or (32 if narrow else 64))
 
     @property
     def usual_rotation(self) -> str:

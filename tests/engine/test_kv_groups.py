@@ -170,6 +170,23 @@ def test_keys_of_few_bits_are_rotated_unless_somebody_says_otherwise(
     assert rotations(kv_key_rotation="hadamard") == {"hadamard"}
 
 
+@pytest.mark.parametrize(
+    ("name", "default", "smaller"),
+    [("kivi2", 40, 44), ("kivi4", 72, 76), ("hack2", 42, 47), ("hack4", 76, 82), ("hack4_p", 76, 82)],
+)
+def test_smaller_groups_of_channels_cost_a_scale_each(
+    models: dict[str, Path], name: str, default: float, smaller: float
+) -> None:
+    """Bytes of a token in a sealed page of one layer and KV head."""
+
+    def token_bytes(**options: object) -> float:
+        (group,), (format,) = groups_and_formats(models["llama"], kv_cache_dtype=name, **options)
+        return format.kinds(group)[1].bytes / (len(group.layers) * group.kv_heads * group.page_tokens)
+
+    assert token_bytes() == token_bytes(kv_quant_group=64) == default
+    assert token_bytes(kv_quant_group=32) == smaller
+
+
 def test_leading_channels_are_in_a_basis_already() -> None:
     assert formats.get("hack4", channels=(64, 32)).usual_rotation == "none"
 
@@ -208,6 +225,8 @@ def test_scales_of_a_checkpoint_are_of_keys_as_they_are(models: dict[str, Path],
             "f16 has no --kv-sink-pages",
         ),
         ({"kv_cache_dtype": "int8", "kv_sink_pages": 2}, "int8 has no --kv-sink-pages; these have: hack2, .*zeroc"),
+        ({"kv_cache_dtype": "int8", "kv_quant_group": 32}, "int8 has no --kv-quant-group; these have: hack2, "),
+        ({"kv_cache_dtype": "kivi2", "kv_quant_group": 48}, "--kv-quant-group 48 is not one of 32, 64"),
         (
             {"kv_cache_dtype": "hack4", "prefill_exact": True, "batch_invariant": True},
             "--prefill-exact .* leave out one",
