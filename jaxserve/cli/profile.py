@@ -147,8 +147,8 @@ def measure(
 def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> Iterator[tuple[str, list[Job]]]:
     """What to run. Every decode width, full and almost empty, at every context that fits, with all rows alike and with
     one long one: what is read in all and the longest walk must differ somewhere, or no fit can tell what each costs.
-    Every tile bucket beside no, few and many rows, deeper and deeper into a prompt, and tiles of few tokens there. Then
-    service: clients of all lengths that come and go."""
+    Every tile bucket beside no, few and many rows, deeper and deeper into a prompt, and with few tokens in each tile,
+    or a tile and a token in it always come together. Then service: clients of all lengths that come and go."""
     lengths = contexts or [n for n in (64, 256, 1024, 4096, 16384) if n < shape.max_len]
     widths = sorted({1, *shape.decode, *(width + 1 for width in shape.decode[:-1])})
     for context in lengths:
@@ -172,6 +172,17 @@ def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> It
     for width in shape.decode:
         if PAGE_TOKENS + LONG_ANSWER <= shape.max_len and width * (2 * PAGE_TOKENS + LONG_ANSWER) <= kv_tokens:
             yield f"{width} rows, long answers", [_job(PAGE_TOKENS // 2, LONG_ANSWER)] * width
+    for tiles in shape.tiles:
+        fits = min(shape.max_len, kv_tokens // (2 * tiles)) // 2 // PAGE_TOKENS * PAGE_TOKENS
+        prompts = [fits + turn * SHORT_TILE for turn in range(PROBES)]
+        if fits and tiles < shape.slots and prompts[-1] < shape.max_len:
+            sessions = [_session(prompts, [1] * PROBES, client, PAUSES_S[:1]) for client in range(tiles)]
+            yield f"{tiles} sessions with {SHORT_TILE} tokens more each", sessions
+    most = min(shape.max_len, kv_tokens // 2) // PAGE_TOKENS
+    ends = range(most // 2 * PAGE_TOKENS, most * PAGE_TOKENS, PAGE_TOKENS)[:PROBES]
+    prompts = [end + side for end in ends if end for side in (-SHORT_TILE, SHORT_TILE)]
+    if prompts:
+        yield "tiles of few tokens on both sides of a page's end", [_session(prompts, [1] * len(prompts), 0)]
     ends = _depths(shape.tiles[-1], min(shape.max_len - SHORT_TILE - 1, kv_tokens // 2))
     if ends:
         turns = tuple(Turn(length + SHORT_TILE, 1) for length in ends)

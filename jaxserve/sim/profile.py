@@ -6,7 +6,7 @@ Knows no engine: the record that `--record` writes holds every plan and the dura
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -195,6 +195,13 @@ def fit(steps: Sequence[Timed]) -> dict[str, float]:
     return {"alone": 0.0} | unknown | dict(zip(names, (found / scale).tolist(), strict=True))
 
 
+def interruptions(steps: Sequence[Timed], terms: Mapping[str, float]) -> float:
+    """How much longer all steps took than they cost undisturbed, which is what a fit says: the host was interrupted,
+    and that comes to a step as often as it is long."""
+    cost = Fitted(terms=dict(terms))
+    return sum(timed.seconds * timed.count for timed in steps) / sum(cost.step_s(one.step) * one.count for one in steps)
+
+
 def _usual(steps: Sequence[Timed]) -> np.ndarray:
     """The median duration in the bucket of each step."""
     buckets: dict[tuple[int, int], list[float]] = {}
@@ -212,7 +219,10 @@ def make_profile(
     beat_s: float = 0.0,
 ) -> Profile:
     """The profile of a recorded run of an engine with these shapes. `pace` as in `timed_steps`, `beat_s` as kept."""
-    steps = grouped(timed_steps(record, shape, warm_up, pace))
+    timed = timed_steps(record, shape, warm_up, pace)
+    steps = grouped(timed)
+    terms = fit(steps)
+    level = interruptions(timed, terms)
     header = read_header(record)
     return Profile(
         version=VERSION,
@@ -221,7 +231,7 @@ def make_profile(
         limits=header.limits,
         groups=header.groups,
         steps=tuple(steps),
-        terms=fit(steps),
+        terms={name: level * price for name, price in terms.items()},
         beat_s=beat_s,
     )
 

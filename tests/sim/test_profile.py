@@ -22,7 +22,16 @@ from jaxserve.sim import traces
 from jaxserve.sim.cost import Features, Fitted, terms_of
 from jaxserve.sim.machine import published
 from jaxserve.sim.metrics import figures
-from jaxserve.sim.profile import Timed, fit, grouped, read_header, read_profile, timed_steps, write_profile
+from jaxserve.sim.profile import (
+    Timed,
+    fit,
+    grouped,
+    interruptions,
+    read_header,
+    read_profile,
+    timed_steps,
+    write_profile,
+)
 from jaxserve.sim.simulation import Simulation
 from jaxserve.sim.workload import Trace, poisson, sample
 
@@ -96,6 +105,18 @@ def test_interrupted_steps_do_not_count():
     step = Features((4, 0), 4, 0, 100, 50, 0, 0, 0)
     [group] = grouped([Timed(step, 0.01)] * 9 + [Timed(step, 5.0)])
     assert (group.count, group.seconds) == (9, pytest.approx(0.01))
+
+
+def test_what_interruptions_cost_comes_to_all_steps_alike():
+    """A fit leaves them out, so that they do not bend its shape; who asks for the mean of all steps gets them back."""
+    draw = random.Random(3)
+    made = steps(draw, 300)
+    terms = {name: 2e-3 if amount == 1 else 1e-6 for step in made for name, amount in terms_of(step)}
+    seconds = [Fitted(terms=terms).step_s(step) for step in made]
+    late = 0.1 * sum(seconds) / 3
+    timed = [Timed(step, one + late * (i % 100 == 0)) for i, (step, one) in enumerate(zip(made, seconds, strict=True))]
+    assert interruptions(timed, terms) == pytest.approx(1.1)
+    assert interruptions([Timed(step, one) for step, one in zip(made, seconds, strict=True)], terms) == pytest.approx(1)
 
 
 def test_the_grid_tells_what_is_read_from_how_far_it_is_walked():
