@@ -6,12 +6,13 @@ import jax
 
 from pallas_kernels.native.build import compiler
 
-BACKENDS = ("reference", "tiled", "native", "invariant", "triton", "mosaic")
+BACKENDS = ("reference", "tiled", "native", "invariant", "triton", "mosaic", "cudnn")
 """`reference`: jnp. `tiled`: jnp, every decode row computed as a prefill tile, so that a token's bits depend neither
 on the rows beside it nor on whether it came by decode or by prefill. `native`: C on CPUs, with a kernel of its own
 for prefill; sizes that it does not take run on `reference`. `invariant`: C, one kernel for both; other sizes run on
 `tiled`, and so does everything where no C can run. `triton`: Pallas, Triton lowering. `mosaic`: Pallas, Mosaic GPU
-lowering, for Hopper and dense 16-bit KV; anything else runs on `triton`."""
+lowering, for Hopper and dense 16-bit KV; anything else runs on `triton`. `cudnn`: what a chunk of a prefill reads of
+itself in dense 16-bit KV runs on cuDNN (`chunk_attention`), everything else on `triton`."""
 
 
 def resolve(backend: str | None) -> str:
@@ -31,4 +32,4 @@ def resolve(backend: str | None) -> str:
 
 def runs_kernels(backend: str | None) -> bool:
     """Whether the op runs as a Pallas kernel, which wants its pages in rows."""
-    return resolve(backend) in ("triton", "mosaic")
+    return resolve(backend) in ("triton", "mosaic", "cudnn")

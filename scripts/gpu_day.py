@@ -7,7 +7,8 @@
 2. Correctness: every kernel, backend and page layout against the reference on the same pages. A failure is reported and
    makes the exit status 1; what follows still runs.
 3. Kernels: microseconds and GB/s of decode and prefill attention, page-major against layer-major pools.
-4. Steps: milliseconds of a whole decode step of an 8B Llama with random weights, by KV format, as engines have it by
+4. Chunks of prompts by backend, cuDNN among them: microseconds of a layer, and whether they agree.
+5. Steps: milliseconds of a whole decode step of an 8B Llama with random weights, by KV format, as engines have it by
    default: one sink page, one residual page.
 
 Timings are medians of several runs, each of many calls inside one program. What does not fit the memory is a dash.
@@ -33,6 +34,7 @@ from jaxserve.kv import ABSENT, KVFormat, SealedFormat, allocate, attend_layer, 
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.model import Model
 from jaxserve.types import KVGroup
+from pallas_kernels.chunk_attention import missing
 from pallas_kernels.layouts import Dense, EightBitRows, Fp8, Int8, Kivi, hack
 from pallas_kernels.merge import Attended, normalize
 from pallas_kernels.paged_decode import mosaic as decode_mosaic
@@ -338,6 +340,64 @@ def step_time(format: KVFormat, batch: int, context: int, plan: Plan, params: An
     return seconds(steps, plan) / 4
 
 
+def chunk(backend: str, tiles: int, context: int, plan: Plan) -> tuple[np.ndarray, float]:
+    """What a chunk of `tiles` tiles at the end of a prompt of `context` tokens attends to in a layer of dense KV, and
+    the seconds of it, its keys and values written."""
+    config, pages = plan.config, context // PAGE
+    format = formats.get("bf16", backend=backend)
+    group = KVGroup(layers=(0,), kv_heads=config.kv_heads, head_dim=config.head_dim)
+    pool = fill(format.layout, pages, 1, config.kv_heads, config.head_dim)
+    table = np.random.default_rng(0).permutation(pages).astype(np.int32)
+    state = dataclasses.replace(
+        allocate(kv_shapes([group], [format], [(1,)], 1, context)),
+        pools=(pool,),
+        tables=(jnp.asarray(table.reshape(1, 1, pages)),),
+    )
+    keys = jax.random.split(jax.random.key(3), 3)
+    heads = (config.heads, config.kv_heads, config.kv_heads)
+    qkv = [
+        jax.random.normal(key, (tiles * PAGE, each, config.head_dim), jnp.bfloat16)
+        for key, each in zip(keys, heads, strict=True)
+    ]
+    none, index = jnp.zeros((0,), jnp.int32), jnp.arange(tiles, dtype=jnp.int32)
+    positions, counts = context - (tiles - index) * PAGE, jnp.full((tiles,), PAGE, jnp.int32)
+    spec = Model.from_config(config, jnp.bfloat16).attention_spec(0)
+
+    def layer(kv: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Any, jax.Array]:
+        meta = build_meta(kv.tables, none, none, none, jnp.zeros_like(index), positions, counts)
+        return attend_layer(kv, 0, 0, q, k, v, meta, spec)
+
+    jitted = jax.jit(layer, donate_argnums=0)
+    held = [state]
+
+    def call() -> jax.Array:
+        held[0], out = jitted(held[0], *qkv)
+        return out
+
+    return np.asarray(call(), np.float32), seconds(call, plan)
+
+
+def chunks(plan: Plan, say: Callable[[str], None]) -> bool:
+    """Times prefill chunks by backend; False if one of them is wrong."""
+    say(
+        "\n## Chunks of a prompt, dense KV\n\nOne layer, writing included. Difference: to the first backend.\n\n"
+        "| backend | tokens | of a prompt of | us | largest difference | |\n|---|---:|---:|---:|---:|---|"
+    )
+    backends = ["reference"] if plan.interpret else ["triton", "mosaic", *(["cudnn"] if not missing() else [])]
+    good = True
+    for tiles in plan.tiles:
+        for context in sorted({tiles * PAGE, *(c for c in plan.contexts if c > tiles * PAGE)}):
+            first: np.ndarray | None = None
+            for backend in backends:
+                out, took = chunk(backend, tiles, context, plan)
+                first = out if first is None else first
+                off = float(np.max(np.abs(out - first)))
+                good &= off < 3e-2
+                verdict = "ok" if off < 3e-2 else "**WRONG**"
+                say(f"| {backend} | {tiles * PAGE} | {context} | {took * 1e6:,.1f} | {off:.4f} | {verdict} |")
+    return good
+
+
 def report(plan: Plan, say: Callable[[str], None]) -> bool:
     """Runs everything; False if a kernel was wrong."""
     device = jax.devices()[0]
@@ -372,6 +432,7 @@ def report(plan: Plan, say: Callable[[str], None]) -> bool:
                             continue
                         say(kernel_row(op, backend, name, LAYOUTS[name], rows, context, plan, copy))
 
+    good &= chunks(plan, say)
     say(
         "\n## 8B decode steps\n\nMilliseconds; the share is the least time for weights and KV at the copy "
         "bandwidth over the measured time.\n\n| pages | batch | context | ms | share |\n|---|---:|---:|---:|---:|"

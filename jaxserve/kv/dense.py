@@ -8,9 +8,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxserve.kv.format import formats
+from jaxserve.kv.format import AttentionSpec, Layer, Pool, formats
+from jaxserve.kv.meta import Rows
 from jaxserve.kv.token_format import TokenFormat
+from pallas_kernels.backends import resolve
+from pallas_kernels.chunk_attention import chunk_attention, unfit
 from pallas_kernels.layouts import TokenLayout, float_layout
+from pallas_kernels.merge import Attended, merge
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,24 @@ class DenseFormat(TokenFormat):
     @property
     def layout(self) -> TokenLayout:
         return float_layout(self.dtype, self.backend)
+
+    def attend_tiles(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pool: Pool, layer: Layer, tiles: Rows, spec: AttentionSpec
+    ) -> Attended:
+        """On cuDNN, what a chunk reads of itself does not come from its pages."""
+        kv_heads, head_dim = k.shape[2:]
+        whole = (
+            spec.window is None
+            and spec.softcap is None
+            and not unfit(self.dtype, q.shape[1], q.shape[2], kv_heads, head_dim)
+        )
+        if resolve(self.backend) != "cudnn" or tiles.chunks is None or not whole:
+            return super().attend_tiles(q, k, v, pool, layer, tiles, spec)
+        chunks, (k, v) = tiles.chunks, self.storable(k, v)
+        own = chunk_attention(
+            q.astype(self.dtype), k, v, chunks.first, chunks.counts, scale=spec.scale, backend="cudnn"
+        )
+        return merge([super().attend_tiles(q, k, v, pool, layer, tiles.before_chunks(), spec), own])
 
     def storable(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         # The pool's invariant: another row's masked read of this page computes 0 * value.

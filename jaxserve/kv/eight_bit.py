@@ -19,6 +19,7 @@ _LAYOUTS: dict[str, type[Any]] = {
     "invariant": HostEightBitRows,
     "triton": EightBitRows,
     "mosaic": EightBitRows,
+    "cudnn": EightBitRows,
 }
 """By the backend that reads them; others want columns."""
 

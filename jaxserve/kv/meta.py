@@ -11,11 +11,26 @@ from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxserve.kv.reading import ABSENT, ReadingRule, Reads, row_reads, tile_reads
 from jaxserve.types import PAGE_TOKENS
 
 __all__ = ["ABSENT", "Rows", "StepMeta", "build_meta"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Chunks:
+    """The prefill tiles of a step as chunks: consecutive tiles of a sequence, the first at the beginning of a page.
+
+    first: int32 [tiles], the tile with which the chunk of each begins; -1 for padding and for tiles that begin inside a
+    page. counts: int32 [tiles], tokens of each. before: int32 [tiles], position of the chunk's first token.
+    """
+
+    first: jax.Array
+    counts: jax.Array
+    before: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +41,8 @@ class Rows:
     positions: int32 [rows], of the first token; -1 for padding. counts: int32 [rows], tokens to write; 0 for padding.
     tables: int32 [classes, rows, max_pages], page ids by page class; an id out of range is absent.
     pages: int32 [rows], the class-0 page that takes the row's tokens, ABSENT for padding. offsets: int32 [rows], the
-    first token's place in it. reads: which pages are read in which form, in a group with two classes. page_tokens:
-    tokens of a page, and of a tile.
+    first token's place in it. reads: which pages are read in which form, in a group with two classes. chunks: what
+    tiles belong together, of tiles only. page_tokens: tokens of a page, and of a tile.
     """
 
     positions: jax.Array
@@ -36,6 +51,7 @@ class Rows:
     pages: jax.Array
     offsets: jax.Array
     reads: Reads | None = None
+    chunks: Chunks | None = None
     page_tokens: int = field(default=PAGE_TOKENS, metadata={"static": True})
 
     def targets(self, q_tokens: int) -> tuple[jax.Array, jax.Array]:
@@ -44,6 +60,17 @@ class Rows:
         token = jnp.arange(q_tokens)
         pages = jnp.where(token < self.counts[:, None], self.pages[:, None], ABSENT)
         return pages.reshape(-1), (self.offsets[:, None] + token).reshape(-1)
+
+    def before_chunks(self) -> Rows:
+        """Tiles as they see what lies before their chunk: the pages from its first one on are absent. Those of no chunk
+        see everything."""
+        if self.chunks is None:
+            raise ValueError("decode rows are of no chunk.")
+        before, chunk = self.chunks.before, self.chunks.first >= 0
+        own = jnp.arange(self.tables.shape[-1]) >= before[:, None] // self.page_tokens
+        # The last token before it is seen by all of the tile; -1, where there is none, is padding.
+        positions = jnp.where(chunk & (self.positions >= 0), before - 1, self.positions)
+        return replace(self, positions=positions, tables=jnp.where(own & chunk[:, None], ABSENT, self.tables))
 
     def as_pages(self, *tokens: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """Tiles as the pages they are part of, because a scatter of tokens is a loop over tokens on CPUs: the tile's
@@ -94,15 +121,20 @@ def build_meta(
     rules = rules or (None,) * len(tables)
     decode = _section(tables, decode_slots, decode_positions, decode_counts, page_tokens)
     tiles = _section(tables, tile_slots, tile_positions, tile_counts, page_tokens)
+    chunks = _chunks(tile_slots, tile_positions, tile_counts, page_tokens)
     return StepMeta(
         decode=tuple(
             replace(rows, reads=row_reads(rule, rows.tables, rows.positions, page_tokens)) if rule else rows
             for rows, rule in zip(decode, rules, strict=False)
         ),
         tiles=tuple(
-            replace(rows, reads=tile_reads(rule, rows.tables, tile_slots, rows.positions, rows.counts, page_tokens))
-            if rule
-            else rows
+            replace(
+                rows,
+                chunks=chunks,
+                reads=tile_reads(rule, rows.tables, tile_slots, rows.positions, rows.counts, page_tokens)
+                if rule
+                else None,
+            )
             for rows, rule in zip(tiles, rules, strict=False)
         ),
     )
@@ -131,3 +163,12 @@ def _section(
             )
         )
     return tuple(rows)
+
+
+def _chunks(slots: jax.Array, positions: jax.Array, counts: jax.Array, page_tokens: int) -> Chunks:
+    whole = (counts > 0) & (positions % page_tokens == 0)
+    follows = (slots[1:] == slots[:-1]) & (positions[1:] == positions[:-1] + page_tokens)
+    goes_on = jnp.append(False, follows & whole[1:] & whole[:-1])[: slots.shape[0]]
+    index = jnp.arange(slots.shape[0], dtype=jnp.int32)
+    first = lax.cummax(jnp.where(goes_on, 0, index))
+    return Chunks(jnp.where(whole, first, -1), counts, positions[first])

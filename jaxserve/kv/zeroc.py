@@ -23,6 +23,7 @@ _LAYOUTS: dict[str, type[Any]] = {
     "invariant": HostFloatRows,
     "triton": FloatRows,
     "mosaic": FloatRows,
+    "cudnn": FloatRows,
 }
 """By the backend that reads them; others want columns."""
 

@@ -10,7 +10,13 @@ from pallas_kernels.layouts.dense import Dense
 from pallas_kernels.layouts.host_dense import HostDense
 from pallas_kernels.layouts.layout import FloatLayout
 
-_LAYOUTS: dict[str, type[Any]] = {"native": HostDense, "invariant": HostDense, "triton": Dense, "mosaic": Dense}
+_LAYOUTS: dict[str, type[Any]] = {
+    "native": HostDense,
+    "invariant": HostDense,
+    "triton": Dense,
+    "mosaic": Dense,
+    "cudnn": Dense,
+}
 
 
 def float_layout(dtype: Any, backend: str | None) -> FloatLayout:

@@ -30,6 +30,7 @@ _OPS: dict[str, Callable[..., Attended]] = {
     "invariant": native_or(reference.tiled),
     "triton": triton.paged_decode,
     "mosaic": _mosaic,
+    "cudnn": triton.paged_decode,
 }
 
 

@@ -30,6 +30,7 @@ _OPS: dict[str, Callable[..., Attended]] = {
     "invariant": native_or(reference.paged_prefill),
     "triton": triton.paged_prefill,
     "mosaic": _mosaic,
+    "cudnn": triton.paged_prefill,
 }
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as fused
 
 from jaxserve.aot import AotUnavailableError, Facts, compile_for, ptx, targets
 from jaxserve.kv import attend_layer, build_meta, formats, kv_shapes
@@ -135,3 +136,24 @@ def test_layers_update_the_pool_in_place(name: str, backend: str, tiles: int) ->
     # The reference walk reads two pages of each row at a time, as float32.
     fetched = 2 * rows * 2 * kv_heads * 64 * head_dim * 4 if backend == "reference" else 0
     assert facts.temporary_bytes < fetched + (64 << 20)
+
+
+@pytest.mark.parametrize("tiles", [1, 32])
+def test_chunks_on_cudnn(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are one call of cuDNN, which reads keys where they are; the pages before them are the Triton kernel's.
+    What cuDNN makes of it is decided on the GPU."""
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+    heads, kv_heads, head_dim = 32, 8, 128
+    group = KVGroup(layers=(0,), kv_heads=kv_heads, head_dim=head_dim)
+    kv = kv_shapes([group], [formats.get("bf16", backend="cudnn")], [(PAGES,)], 64, 8192)
+
+    def step(kv, q, k, v, *ints):
+        nobody = jnp.zeros(0, jnp.int32)
+        return attend_layer(kv, 0, 0, q, k, v, build_meta(kv.tables, nobody, nobody, nobody, *ints), Spec())
+
+    ints = [array("int32", tiles) for _ in range(3)]
+    flat = [array("bfloat16", tiles * 64, n, head_dim) for n in (heads, kv_heads, kv_heads)]
+    facts = compiled(step, (kv, *flat, *ints), donate=(0,))
+    assert facts.custom_calls["__cudnn$fmhaSoftmax"] == 1
+    assert not facts.copies(16 << 20)

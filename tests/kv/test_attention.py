@@ -15,6 +15,9 @@ import pytest
 from jaxserve.kv import ABSENT, KVState, allocate, attend_layer, build_meta, formats, kv_shapes
 from jaxserve.kv.pages import grant
 from jaxserve.types import PAGE_TOKENS, KVGroup
+from pallas_kernels.chunk_attention.api import _OPS as chunk_ops
+from pallas_kernels.paged_decode.api import _OPS as decode_ops
+from pallas_kernels.paged_prefill.api import _OPS as prefill_ops
 
 HEADS, KV_HEADS, DIM, LAYERS, SLOTS, PAGES = 4, 2, 64, 2, 5, 24
 LENGTH = 300
@@ -48,9 +51,10 @@ def new_state(dtype: str = "f32", **options) -> KVState:
 
 @functools.cache
 def sequence(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """q [LENGTH, heads, dim], k and v [LENGTH, kv_heads, dim]."""
+    """q [LENGTH, heads, dim], numbers that bfloat16 holds, k and v [LENGTH, kv_heads, dim]."""
     rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal((LENGTH, h, DIM)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
+    q, k, v = (rng.standard_normal((LENGTH, h, DIM)).astype(np.float32) for h in (HEADS, KV_HEADS, KV_HEADS))
+    return q.astype(jnp.bfloat16).astype(np.float32), k, v
 
 
 @functools.cache
@@ -73,13 +77,13 @@ def step(kv: KVState, q, k, v, rows, tiles, *, spec: Spec):
 
 
 def run(kv: KVState, rows: Sequence[Work], tiles: Sequence[Work], width: int, spec: Spec = PLAIN):
-    """One step in a bucket of 3 rows of `width` tokens and 2 tiles; what is padding holds NaN. Slot s holds sequence s.
+    """One step in a bucket of 3 rows of `width` tokens and at least 2 tiles; padding is NaN. Slot s holds sequence s.
 
     Returns the state and {(slot, position): output}.
     """
     flat: list[list[np.ndarray]] = [[], [], []]
     ints = []
-    for works, bucket, tokens in ((rows, 3, width), (tiles, 2, PAGE_TOKENS)):
+    for works, bucket, tokens in ((rows, 3, width), (tiles, max(2, len(tiles)), PAGE_TOKENS)):
         if not works:
             ints.append((np.zeros(0, np.int32),) * 3)
             continue
@@ -93,7 +97,7 @@ def run(kv: KVState, rows: Sequence[Work], tiles: Sequence[Work], width: int, sp
     kv, out = step(kv, *(np.concatenate(x) for x in flat), *ints, spec=spec)
     o = np.asarray(out)
     got, at = {}, 0
-    for works, bucket, tokens in ((rows, 3, width), (tiles, 2, PAGE_TOKENS)):
+    for works, bucket, tokens in ((rows, 3, width), (tiles, max(2, len(tiles)), PAGE_TOKENS)):
         for i, work in enumerate(works):
             for t in range(work.count):
                 got[work.slot, work.start + t] = o[at + i * tokens + t]
@@ -125,6 +129,29 @@ def generate(kv: KVState, spec: Spec = PLAIN) -> dict[tuple[int, int], np.ndarra
 )
 def test_equals_dense_attention(dtype: str, window: int | None, tolerance: float) -> None:
     equals_dense_attention(new_state(dtype), window, tolerance)
+
+
+@pytest.mark.parametrize("window", [None, 70])
+def test_chunks_on_cudnn_and_the_pages_before_them_merge(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """Backend cudnn, which no CPU has, with the definitions of the ops that it consists of; windows are not its own."""
+    monkeypatch.setitem(chunk_ops, "cudnn", chunk_ops["reference"])
+    for ops in (prefill_ops, decode_ops):
+        monkeypatch.setitem(ops, "cudnn", ops["reference"])
+    step.clear_cache()
+    equals_dense_attention(new_state("bf16", backend="cudnn"), window, 2e-2)
+    steps = [
+        (Work(1, 0, 64), Work(1, 64, 64), Work(3, 0, 64), Work(3, 64, 6)),
+        (Work(1, 128, 64), Work(1, 192, 64), Work(1, 256, 30), Work(3, 70, 58), Work(3, 128, 64), Work(3, 192, 5)),
+    ]
+    found = {}
+    for backend in ("cudnn", "reference"):
+        kv, found[backend] = new_state("bf16", backend=backend), {}
+        for tiles in steps:
+            kv, new = run(kv, (), tiles, 1, Spec(window=window))
+            found[backend] |= new
+    assert len(found["cudnn"]) == 286 + 197
+    for at, o in found["cudnn"].items():
+        np.testing.assert_allclose(o, found["reference"][at], atol=5e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("int8", 3e-2), ("fp8_e4m3", 1.5e-1)])

@@ -26,6 +26,7 @@ def test_smoke_fills_every_table(tmp_path: Path) -> None:
     assert {(row[0].strip(), row[2].strip()) for row in checked} >= {("decode", "int8"), ("prefill", "hack2")}
     assert "WRONG" not in text
     assert sum(len(row) == 9 and row[0].strip() in ("decode", "prefill") for row in rows) == len(checked)
+    assert sum(len(row) == 6 and row[5].strip() == "ok" for row in rows) == 2  # a whole prompt, and the end of one
     steps = {row[0].strip() for row in rows if len(row) == 5 and "%" in row[4]}
     assert steps >= {"bf16", "int8", "fp8_e4m3", "kivi4", "hack2", "zeroc"}
 
