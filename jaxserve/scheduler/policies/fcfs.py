@@ -24,11 +24,11 @@ class FCFS(Policy):
         yield from decodes(view)
 
     def tokens(self, seq: SeqView, left: Budget, view: View) -> int:
+        if seq.phase is DECODE:
+            return view.limits.q if left.tiles == view.limits.max_tiles else 0
         tile = view.limits.page_tokens
         most = min(view.limits.max_tiles, view.limits.max_num_batched_tokens // tile)
         tiles = min(left.tiles, left.tokens // tile)
-        if seq.phase is DECODE:
-            return view.limits.q if left.tiles == view.limits.max_tiles else 0
         wanted = super().tokens(seq, left, view)
         whole = wanted <= tiles * tile
         return wanted if whole or tiles == most else 0
