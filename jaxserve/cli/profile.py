@@ -179,8 +179,8 @@ def grid(shape: EngineShape, kv_tokens: int, contexts: Sequence[int] = ()) -> It
             sessions = [_session(prompts, [1] * PROBES, client, PAUSES_S[:1]) for client in range(tiles)]
             yield f"{tiles} sessions with {SHORT_TILE} tokens more each", sessions
     most = min(shape.max_len, kv_tokens // 2) // PAGE_TOKENS
-    ends = range(most // 2 * PAGE_TOKENS, most * PAGE_TOKENS, PAGE_TOKENS)[:PROBES]
-    prompts = [end + side for end in ends if end for side in (-SHORT_TILE, SHORT_TILE)]
+    edges = range(most // 2 * PAGE_TOKENS, most * PAGE_TOKENS, PAGE_TOKENS)[:PROBES]
+    prompts = [edge + side for edge in edges if edge for side in (-SHORT_TILE, SHORT_TILE)]
     if prompts:
         yield "tiles of few tokens on both sides of a page's end", [_session(prompts, [1] * len(prompts), 0)]
     ends = _depths(shape.tiles[-1], min(shape.max_len - SHORT_TILE - 1, kv_tokens // 2))

@@ -94,7 +94,12 @@ def test_nothing_was_compiled_outside_the_declared_set(driver: Driver) -> None:
 
 @pytest.mark.parametrize(
     ("backend", "invariant", "words"),
-    [("mosaic", False, "needs a GPU"), ("triton", True, "needs a GPU"), ("reference", True, "leave out")],
+    [
+        ("mosaic", False, "needs a GPU"),
+        ("cudnn", False, "needs a GPU"),
+        ("triton", True, "needs a GPU"),
+        ("reference", True, "leave out"),
+    ],
 )
 def test_backends_that_cannot_be_had_are_refused(backend: str, invariant: bool, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
