@@ -186,11 +186,11 @@ CASES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=list(CASES), help="Default: all.")
+    parser.add_argument("case", nargs="?", choices=list(CASES), help="Default: all.")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=2000)
     args = parser.parse_args()
-    for case in args.cases or CASES:
+    for case in [args.case] if args.case else CASES:
         CASES[case](args)
         print(flush=True)
 
