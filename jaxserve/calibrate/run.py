@@ -60,7 +60,7 @@ def calibrate(
     model, params = load_model(folder, dtype)
     c = model.config
     sizes = options.sizes(c.head_dim)
-    calibration, held_out = _windows(Tokenizer.from_folder(folder).encode(text), options, c.max_position)
+    calibration, held_out = split(Tokenizer.from_folder(folder).encode(text), options, c.max_position)
     with _bar(len(calibration), "moments", "window", progress) as done:
         basis = find_basis(collect(model, params, calibration, done), model, params)
     turned = change_basis(model, params, basis)
@@ -89,6 +89,25 @@ def calibrate(
     return Calibrated(found, math.exp(dense), math.exp(lost))
 
 
+def split(tokens: list[int], options: CalibrateOptions, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows to calibrate with and to measure on, int32 [count, window] each: what is measured lies between, so that
+    both are of all parts of the text."""
+    size = min(options.window, longest)
+    wanted, held = options.tokens // size, options.held_out // size
+    there = len(tokens) // size
+    if there < 2:
+        raise ConfigError(f"the text has {len(tokens)} tokens, fewer than two --window of {size}")
+    windows = np.asarray(tokens[: there * size], np.int32).reshape(there, size)[: wanted + held]
+    held = max(1, min(held, len(windows) // 4))
+    at = (
+        np.linspace(0, len(windows) - 1, held + 2).round().astype(int)[1:-1]
+        if held + 2 <= len(windows)
+        else np.array([1])
+    )
+    rest = np.delete(windows, at, axis=0)
+    return rest, windows[at]
+
+
 def table(found: Calibrated) -> str:
     """Channels by layer and what they cost, for people."""
     calibration = found.calibration
@@ -111,25 +130,6 @@ def table(found: Calibrated) -> str:
 def _rise(loss: float, base: float) -> float:
     """Of perplexity, in percent."""
     return 100 * math.expm1(loss - base)
-
-
-def _windows(tokens: list[int], options: CalibrateOptions, longest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows to calibrate with and to measure on, int32 [count, window] each: what is measured lies between, so that
-    both are of all parts of the text."""
-    size = min(options.window, longest)
-    wanted, held = options.tokens // size, options.held_out // size
-    there = len(tokens) // size
-    if there < 2:
-        raise ConfigError(f"the text has {len(tokens)} tokens, fewer than two --window of {size}")
-    windows = np.asarray(tokens[: there * size], np.int32).reshape(there, size)[: wanted + held]
-    held = max(1, min(held, len(windows) // 4))
-    at = (
-        np.linspace(0, len(windows) - 1, held + 2).round().astype(int)[1:-1]
-        if held + 2 <= len(windows)
-        else np.array([1])
-    )
-    rest = np.delete(windows, at, axis=0)
-    return rest, windows[at]
 
 
 @contextmanager

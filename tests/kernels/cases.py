@@ -13,8 +13,17 @@ import numpy as np
 
 from pallas_kernels.layouts import Columns, Dense, EightBitColumns, EightBitRows, Fp8, HostDense, HostEightBitRows, Int8
 from pallas_kernels.merge import Attended
+from pallas_kernels.paged_decode import triton as decode_triton
+from pallas_kernels.paged_prefill import triton as prefill_triton
 
 PAGE = 64
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Compiles in a fifth of the time. For inputs, kernels of GPUs as Pallas interprets them, and programs whose values are
+compared within a tolerance; bits are looked at as engines have them compiled."""
+TRITON: dict[str, Callable[..., Attended]] = {
+    "decode": functools.partial(decode_triton.paged_decode, splits=2, interpret=True),
+    "prefill": functools.partial(prefill_triton.paged_prefill, interpret=True),
+}
 LAYOUTS: dict[str, Any] = {
     "dense": Dense(),
     "dense columns": Columns(),
@@ -69,7 +78,7 @@ class Inputs:
 @functools.cache
 def jitted(function: Callable) -> Callable:
     """Compiled once for all tests that make inputs with it; `jax.jit` knows a bound method only while it lives."""
-    return jax.jit(function)
+    return jax.jit(function, compiler_options=QUICKLY)
 
 
 def inputs(case: Case) -> Inputs:
@@ -102,18 +111,23 @@ def attend(
     x: Inputs,
     layer: int = 1,
     places: jax.Array | None = None,
+    quickly: bool = False,
     **options: Any,
 ) -> Attended:
     """`op` on the inputs of `case`, compiled once for all tests that run the like."""
     options |= {"layer": layer, "scale": case.scale, "window": case.window, "softcap": case.softcap, "layout": layout}
-    return _attend(op, tuple(options.items()), (x.q, x.positions, x.pool, x.tables), x.counts, places)
+    call = _quickly if quickly or op in TRITON.values() else _compiled
+    return call(op, tuple(options.items()), (x.q, x.positions, x.pool, x.tables), x.counts, places)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _attend(op: Callable[..., Attended], static: tuple, arrays: tuple, counts: jax.Array, places: Any) -> Attended:
     options = dict(static)
     q, positions, pool, tables = arrays
     return op(q, positions, pool, options.pop("layer"), tables, counts=counts, places=places, **options)
+
+
+_compiled = jax.jit(_attend, static_argnums=(0, 1))
+_quickly = jax.jit(_attend, static_argnums=(0, 1), compiler_options=QUICKLY)
 
 
 def stored(case: Case, kv: np.ndarray) -> Any:

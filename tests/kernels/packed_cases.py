@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.layouts import HackFolded, HackPartitioned, Kivi, hack
-from tests.kernels.cases import Case, Inputs, inputs
+from tests.kernels.cases import QUICKLY, Case, Inputs, inputs
 
 Packed = Kivi | HackFolded | HackPartitioned
 
@@ -37,7 +37,7 @@ def outliers(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return x
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
 def seal(layout: Packed, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
     """Pool [pages, layers, ...] of k, v [pages, layers, kv_heads, page_tokens, head_dim]."""
     lead = k.shape[:2]
@@ -45,7 +45,7 @@ def seal(layout: Packed, k: jax.Array, v: jax.Array) -> dict[str, jax.Array]:
     return {name: x.reshape(*lead, *x.shape[1:]) for name, x in page.items()}
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
 def unsealed(layout: Packed, pool: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """What `seal` made, as k and v."""
     lead = next(iter(pool.values())).shape[:2]

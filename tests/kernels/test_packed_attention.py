@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,10 +13,8 @@ import pytest
 from pallas_kernels.merge import Attended, merge, normalize
 from pallas_kernels.native.attention import native_or
 from pallas_kernels.paged_decode import reference as decode_reference
-from pallas_kernels.paged_decode import triton as decode_triton
 from pallas_kernels.paged_prefill import reference as prefill_reference
-from pallas_kernels.paged_prefill import triton as prefill_triton
-from tests.kernels.cases import PAGE, Case, Inputs, attend, expected
+from tests.kernels.cases import PAGE, TRITON, Case, Inputs, attend, expected
 from tests.kernels.packed_cases import LAYOUTS, packed_inputs
 
 CASES = {
@@ -34,10 +31,6 @@ CASES = {
 REFERENCE: dict[str, Callable[..., Attended]] = {
     "decode": decode_reference.paged_decode,
     "prefill": prefill_reference.paged_prefill,
-}
-TRITON: dict[str, Callable[..., Attended]] = {
-    "decode": functools.partial(decode_triton.paged_decode, splits=2, interpret=True),
-    "prefill": functools.partial(prefill_triton.paged_prefill, interpret=True),
 }
 NATIVE = {op: native_or(reference) for op, reference in REFERENCE.items()}
 BACKENDS = {"reference": REFERENCE, "native": NATIVE, "triton": TRITON}
@@ -63,7 +56,7 @@ def test_close_to_float64_and_kernels_to_reference(name: str, label: str) -> Non
     sealed, plain = packed_inputs(case, layout)
     op = label.split(",")[0]
     exact = expected(case, plain, 1)
-    reference = normalize(attend(REFERENCE[op], layout, case, sealed))
+    reference = normalize(attend(REFERENCE[op], layout, case, sealed, quickly=True))
     kernel = normalize(attend(TRITON[op], layout, case, sealed))
     homomorphic = "Hack" in type(layout).__name__
     # Dequantized: float32. Homomorphic: q and p in 8 bits.
@@ -105,7 +98,9 @@ def test_lists_of_pages_merge(name: str, backend: str) -> None:
     parts = []
     for chosen in ([5, 0, 3], [1, 4, 2]):
         short = replace(x, tables=jnp.asarray(np.asarray(x.tables)[:, chosen]))
-        parts.append(attend(op, layout, case, short, places=jnp.asarray(np.tile(np.int32(chosen), (3, 1)))))
+        parts.append(
+            attend(op, layout, case, short, places=jnp.asarray(np.tile(np.int32(chosen), (3, 1))), quickly=True)
+        )
     assert error(normalize(merge(parts)), expected(case, plain, 1)) < 0.05
 
 

@@ -14,11 +14,12 @@ from pallas_kernels.layouts.packing import TINY, Affine, affine, clipped, pack, 
 FLOATS = st.floats(-100, 100, width=32)
 
 
-def vectors(min_size: int, max_size: int) -> st.SearchStrategy[list[float]]:
-    return st.lists(FLOATS, min_size=min_size, max_size=max_size)
+def vectors(*sizes: int) -> st.SearchStrategy[list[float]]:
+    """Few sizes: each is a program of its own for every operation."""
+    return st.sampled_from(sizes).flatmap(lambda size: st.lists(FLOATS, min_size=size, max_size=size))
 
 
-@given(data=st.data(), bits=st.sampled_from([2, 4, 8]), bytes_=st.integers(1, 40))
+@given(data=st.data(), bits=st.sampled_from([2, 4, 8]), bytes_=st.sampled_from([1, 7, 40]))
 @settings(max_examples=60, deadline=None)
 def test_packing_is_planar_and_reversible(data: st.DataObject, bits: int, bytes_: int) -> None:
     fields = 8 // bits
@@ -33,7 +34,7 @@ def test_packing_is_planar_and_reversible(data: st.DataObject, bits: int, bytes_
     np.testing.assert_array_equal(unpack(jnp.asarray(packed), bits), codes)
 
 
-@given(x=vectors(2, 64), bits=st.sampled_from([2, 4, 8]))
+@given(x=vectors(2, 5, 64), bits=st.sampled_from([2, 4, 8]))
 @settings(max_examples=100, deadline=None)
 def test_quantization_errs_by_half_a_step(x: list[float], bits: int) -> None:
     values = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
@@ -67,7 +68,7 @@ def clip_error(values: np.ndarray, to: Affine) -> float:
     return float(np.sum((codes * float(to.scale) + float(to.minimum) - values) ** 2))
 
 
-@given(x=vectors(32, 32))
+@given(x=vectors(32))
 @settings(max_examples=100, deadline=None)
 def test_a_clipped_range_errs_no_more_than_the_whole(x: list[float]) -> None:
     values = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
@@ -105,7 +106,7 @@ def test_a_clipped_range_keeps_equal_values_and_stays_finite() -> None:
     assert jnp.isfinite(to.scale) and jnp.isfinite(to.minimum)
 
 
-@given(x=vectors(32, 32), shift=FLOATS)
+@given(x=vectors(32), shift=FLOATS)
 @settings(max_examples=100, deadline=None)
 def test_eight_bits_err_by_half_a_step(x: list[float], shift: float) -> None:
     values = jnp.asarray(x, jnp.float32) + shift

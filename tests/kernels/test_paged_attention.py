@@ -18,11 +18,9 @@ from pallas_kernels.merge import Attended, merge, normalize
 from pallas_kernels.native.attention import native_or, tiles_target
 from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_decode import reference as decode_reference
-from pallas_kernels.paged_decode import triton as decode_triton
 from pallas_kernels.paged_prefill import paged_prefill
 from pallas_kernels.paged_prefill import reference as prefill_reference
-from pallas_kernels.paged_prefill import triton as prefill_triton
-from tests.kernels.cases import LAYOUTS, PAGE, Case, Inputs, attend, expected, inputs
+from tests.kernels.cases import LAYOUTS, PAGE, TRITON, Case, Inputs, attend, expected, inputs
 
 DECODE = {
     "lengths": Case(positions=(0, 1, 62, 63, 64, 200, -1), counts=(1, 1, 1, 1, 1, 1, 0)),
@@ -60,13 +58,13 @@ BACKENDS: dict[str, dict[str, Callable[..., Attended]]] = {
         "reference": decode_reference.paged_decode,
         "tiled": decode_reference.tiled,  # a prefill of padded rows: what they see is tested there
         "native": native_or(decode_reference.paged_decode),
-        "triton": lambda *a, **kw: decode_triton.paged_decode(*a, splits=2, interpret=True, **kw),
+        "triton": TRITON["decode"],
     },
     "prefill": {
         "reference": prefill_reference.paged_prefill,
         "native": native_or(prefill_reference.paged_prefill),
         "native tiles": native_or(prefill_reference.paged_prefill, tiles_target),
-        "triton": lambda *a, **kw: prefill_triton.paged_prefill(*a, interpret=True, **kw),
+        "triton": TRITON["prefill"],
     },
 }
 ALL = (
@@ -99,13 +97,12 @@ ALL = (
         if case.layout != "dense"
     ]
 )
-TRITON = [backends["triton"] for backends in BACKENDS.values()]
 
 
 def run(
-    op: Callable[..., Attended], case: Case, x: Inputs, layer: int = 1, places: jax.Array | None = None
+    op: Callable[..., Attended], case: Case, x: Inputs, places: jax.Array | None = None, quickly: bool = False
 ) -> Attended:
-    return attend(op, LAYOUTS[case.layout], case, x, layer, places)
+    return attend(op, LAYOUTS[case.layout], case, x, places=places, quickly=quickly)
 
 
 def same_bits(a: Attended, b: Attended) -> bool:
@@ -115,9 +112,9 @@ def same_bits(a: Attended, b: Attended) -> bool:
 @pytest.mark.parametrize(("op", "case"), ALL)
 def test_close_to_float64(op: Callable[..., Attended], case: Case) -> None:
     x = inputs(case)
-    got = normalize(run(op, case, x))
+    got = normalize(run(op, case, x, quickly=True))
     # Products in bfloat16 round the softmax weights to it before P V, and kernels over 8-bit pages round q, too.
-    rounds = case.dtype == "bfloat16" or (case.layout != "dense" and op in TRITON)
+    rounds = case.dtype == "bfloat16" or (case.layout != "dense" and op in TRITON.values())
     tolerance = 1e-2 * case.outliers if rounds else 2e-6 * case.outliers**2
     np.testing.assert_allclose(got, expected(case, x, 1), atol=tolerance)
 
@@ -219,7 +216,7 @@ def test_a_table_may_be_a_short_list_of_pages(op: Callable[..., Attended], windo
     parts = []
     for chosen in ([5, 0, 3], [1, 4, 2]):
         short = Inputs(x.q, x.positions, x.counts, x.pool, jnp.asarray(np.asarray(x.tables)[:, chosen]))
-        parts.append(run(op, case, short, places=jnp.asarray(np.tile(np.int32(chosen), (3, 1)))))
+        parts.append(run(op, case, short, places=jnp.asarray(np.tile(np.int32(chosen), (3, 1))), quickly=True))
     np.testing.assert_allclose(normalize(merge(parts)), expected(case, x, 1), atol=2e-6)
 
 
