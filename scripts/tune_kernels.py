@@ -1,10 +1,10 @@
 """Times the launch sizes that pallas_kernels/tuning.py could choose, and says where it should choose otherwise.
 
-    python scripts/tune_kernels.py --out tuning.md      # on the machine with the GPU; an hour for all layouts
-    python scripts/tune_kernels.py --layouts bf16 hack4
+    python scripts/tune_kernels.py --out tuning.md      # on the machine with the GPU; an hour for all pages
+    python scripts/tune_kernels.py --pages bf16 hack4
     python scripts/tune_kernels.py --smoke              # anywhere: tiny shapes, kernels in interpret mode
 
-For each kernel, page layout and shape: the sizes of today, then shares of a row's pages (decode) or queries of a
+For each kernel, kind of page and shape: the sizes of today, then shares of a row's pages (decode) or queries of a
 program (prefill), then warps and stages at the best of those. What does not compile is passed over.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from gpu_day import FULL, LAYOUTS, PAGE, SMOKE, Plan, fill, kernel_time, sink
+from gpu_kernels import FULL, KINDS, PAGE, SMOKE, Kind, Plan, fill, kernel_time, sink
 from jax.experimental import pallas as pl
 
 from pallas_kernels.tuning import Launch, decode_launch, decode_splits, prefill_launch
@@ -28,14 +28,14 @@ SMOKE_SHAPES = {"decode": ((2, 256),), "prefill": ((1, 256),)}
 WARPS, STAGES = (4, 8), (1, 2, 3)
 
 
-def today(op: str, layout: Any, rows: int, context: int, plan: Plan) -> dict[str, Any]:
+def today(op: str, kind: Kind, rows: int, context: int, plan: Plan) -> dict[str, Any]:
     """What tuning.py chooses."""
     config = plan.config
     if op == "decode":
         vectors = max(16, pl.next_power_of_2(config.heads // config.kv_heads))
         splits = min(decode_splits(rows, config.kv_heads), context // PAGE)
         return {"splits": splits, "launch": decode_launch(vectors)}
-    pool = jax.eval_shape(lambda: fill(layout, 1, 1, config.kv_heads, config.head_dim))
+    layout, pool = kind.layout, jax.eval_shape(lambda: fill(kind, 1, 1, config.kv_heads, config.head_dim))
     q = jax.ShapeDtypeStruct((1,), "bfloat16")
     return {"launch": prefill_launch(PAGE, config.head_dim, layout.dot_dtype(pool, q), layout.arrays(pool))}
 
@@ -56,21 +56,21 @@ def deeper(now: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def tuned(op: str, name: str, rows: int, context: int, plan: Plan) -> str | None:
     """A row of the table; None where not even today's sizes run."""
-    layout = LAYOUTS[name]
+    kind = KINDS[name]
     times: dict[tuple[Any, ...], float] = {}
 
     def took(sizes: dict[str, Any]) -> float:
         key = tuple(sizes.values())
         if key not in times:
             try:
-                timed = kernel_time(op, "triton", layout, rows, context, plan, layer_major=False, **sizes)
+                timed = kernel_time(op, "triton", kind, rows, context, plan, layer_major=False, **sizes)
             except Exception as error:  # of the compiler, the driver or the allocator: each has types of its own
                 print(f"{op} {name} {sizes}: {type(error).__name__}", file=sys.stderr)
                 timed = None
             times[key] = float("inf") if timed is None else timed[0]
         return times[key]
 
-    now = today(op, layout, rows, context, plan)
+    now = today(op, kind, rows, context, plan)
     before = took(now)
     if before == float("inf"):
         return None
@@ -100,7 +100,7 @@ def report(plan: Plan, names: tuple[str, ...], shapes: dict[str, Any], say: Call
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layouts", nargs="+", choices=tuple(LAYOUTS), help="default: all")
+    parser.add_argument("--pages", nargs="+", choices=tuple(KINDS), help="default: all")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, interpret mode: checks this script only")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
@@ -108,7 +108,7 @@ def main() -> int:
     if say is None:
         return 2
     plan = SMOKE if args.smoke else FULL
-    report(plan, tuple(args.layouts or plan.layouts), SMOKE_SHAPES if args.smoke else SHAPES, say)
+    report(plan, tuple(args.pages or plan.kinds), SMOKE_SHAPES if args.smoke else SHAPES, say)
     return 0
 
 

@@ -7,28 +7,41 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.kernels.cases import QUICKLY
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_day.py"
+FORMATS = {"bf16", "int8", "fp8_e4m3", "kivi4", "hack2", "zeroc"}
+"""Of the steps: one of each kind."""
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(SCRIPT.parents[1])}
+    environment["XLA_FLAGS"] = " ".join(f"--{flag}={value}".lower() for flag, value in QUICKLY.items())
     return subprocess.run([sys.executable, str(SCRIPT), *args], capture_output=True, text=True, env=environment)
 
 
 def test_smoke_fills_every_table(tmp_path: Path) -> None:
     out = tmp_path / "report.md"
-    ran = run("--smoke", "--out", str(out))
+    ran = run("--smoke", "--out", str(out), "--formats", *FORMATS)
     assert ran.returncode == 0, ran.stderr
     text = out.read_text()
     assert text == ran.stdout
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
     checked = [row for row in rows if len(row) == 5 and row[4].strip() == "ok"]
-    assert {(row[0].strip(), row[2].strip()) for row in checked} >= {("decode", "int8"), ("prefill", "hack2")}
+    kinds = {(row[0].strip(), row[2].strip()) for row in checked}
+    assert kinds == {(op, kind) for op in ("decode", "prefill") for kind in ("bf16", "int8", "hack2", "zeroc")}
     assert "WRONG" not in text
     assert sum(len(row) == 9 and row[0].strip() in ("decode", "prefill") for row in rows) == len(checked)
     assert sum(len(row) == 6 and row[5].strip() == "ok" for row in rows) == 2  # a whole prompt, and the end of one
     steps = {row[0].strip() for row in rows if len(row) == 5 and "%" in row[4]}
-    assert steps >= {"bf16", "int8", "fp8_e4m3", "kivi4", "hack2", "zeroc"}
+    assert steps == FORMATS
+
+
+def test_parts_and_pages_can_be_chosen() -> None:
+    ran = run("--smoke", "--parts", "checks", "--pages", "hack4_p")
+    assert ran.returncode == 0, ran.stderr
+    assert [line.split()[1] for line in ran.stdout.splitlines() if line.endswith("ok |")] == ["decode", "prefill"]
+    assert "## Kernels" not in ran.stdout
 
 
 def test_without_a_gpu_it_says_so() -> None:
