@@ -20,7 +20,7 @@ from jaxserve.engine.shapes import EngineShape
 from jaxserve.sim import traces
 from jaxserve.sim.cost import Fitted
 from jaxserve.sim.machine import Machine
-from jaxserve.sim.metrics import Run, figures
+from jaxserve.sim.metrics import Run, figures, shares
 from jaxserve.sim.profile import Profile, Timed, read_profile, timed_steps, write_profile
 from jaxserve.sim.simulation import Simulation
 from jaxserve.sim.sweep import PolicySpec
@@ -35,8 +35,9 @@ SMALL = "synthetic:jobs=40,prompt=uniform/10/200,output=uniform/2/6"
 
 @dataclass(frozen=True)
 class Played:
-    """`figures`: those of sim/metrics.py, with `step_mean_s`, `steps` and `makespan_s`. `jobs`: completion times, by
-    order of arrival; `timed`: the engine's steps; `beat_s`: what a beat of the metronome took meanwhile."""
+    """`figures`: those of sim/metrics.py, with `step_mean_s`, `steps` and `makespan_s`, and where there are several
+    tenants `share_NAME` and `latency_mean_NAME_s` of each. `jobs`: completion times, by order of arrival; `timed`: the
+    engine's steps; `beat_s`: what a beat of the metronome took meanwhile."""
 
     figures: dict[str, float]
     jobs: tuple[float, ...]
@@ -51,6 +52,10 @@ class Played:
             "steps": steps,
             "makespan_s": max(one.finish for one in run.served if one.done) - begin,
         }
+        parts = shares(run.served)
+        for tenant, part in parts.items() if len(parts) > 1 else ():
+            mine = [one.latency for one in run.served if one.tenant == tenant and one.done]
+            more |= {f"share_{tenant}": part, f"latency_mean_{tenant}_s": statistics.fmean(mine)}
         ends: dict[int, float] = {one.job: one.finish for one in run.served if one.last_turn and one.done}
         begins = {one.job: one.arrival for one in run.served if one.turn == 0}
         return cls(figures(run) | more, tuple(ends[job] - begins[job] for job in sorted(ends)), tuple(timed), beat_s)

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 from jaxserve.sim import traces
 from jaxserve.sim.machine import published
-from jaxserve.sim.metrics import SLO
+from jaxserve.sim.metrics import SLO, shares
 from jaxserve.sim.sweep import PolicySpec, Setting, capacity, sweep
-from jaxserve.sim.workload import Job, Trace, sample
+from jaxserve.sim.workload import Trace, sample, together
 
 T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 """Student's t for a mean of so many values."""
@@ -106,21 +106,15 @@ def fairness(args: argparse.Namespace) -> None:
     print(f"{trace.name}: 'flood' sends three times the capacity, 'calm' 0.6 of it; {args.seeds} seeds")
     print(f"{'policy':12} {'share of calm':>16} {'mean JCT of calm s':>20}")
     for name in ("fcfs", "sarathi", "fairness"):
-        shares, times = [], []
+        parts, times = [], []
         for seed in range(args.seeds):
             flood = sample(trace, args.requests, 3 * unit, seed, lambda draw: draw.expovariate(1.0))
             calm = sample(trace, args.requests // 5, 0.6 * unit, seed + 100, lambda draw: draw.expovariate(1.0))
-            jobs = [*_of(flood, "flood"), *_of(calm, "calm")]
-            mixed = Trace("mixed", tuple(sorted(jobs, key=lambda job: job.arrival)))
-            run = setting.simulation(PolicySpec.parse(name), mixed).run()
-            end = min(max(job.arrival for job in jobs if job.tenant == tenant) for tenant in ("flood", "calm"))
-            given = {"flood": 0.0, "calm": 0.0}
-            for one in run.served:
-                if one.finish <= end:
-                    given[one.tenant] += one.prompt + 2 * one.output
-            shares.append(given["calm"] / sum(given.values()))
-            times.append(statistics.fmean(one.finish - one.arrival for one in run.served if one.tenant == "calm"))
-        print(f"{name:12} {interval(shares):>16} {interval(times):>20}")
+            mixed = together("mixed", {"flood": flood, "calm": calm})
+            served = setting.simulation(PolicySpec.parse(name), mixed).run().served
+            parts.append(shares(served)["calm"])
+            times.append(statistics.fmean(one.latency for one in served if one.tenant == "calm"))
+        print(f"{name:12} {interval(parts):>16} {interval(times):>20}")
 
 
 def deadlines(args: argparse.Namespace) -> None:
@@ -165,12 +159,6 @@ def run_length(args: argparse.Namespace) -> None:
             )
             texts.append(f"{mean} ({p99})")
         print(f"{jobs:6} {jobs / unit / 3600:13.2f} " + " ".join(f"{text:>28}" for text in texts), flush=True)
-
-
-def _of(trace: Trace, tenant: str) -> list[Job]:
-    import msgspec
-
-    return [msgspec.structs.replace(job, tenant=tenant) for job in trace.jobs]
 
 
 CASES = {

@@ -1,6 +1,6 @@
 """Do policies gain in the engine what the simulator promises? Two policies in turn (A B A B) on the same arrivals.
 
-    python benchmarks/policy_effect.py --json out.json        # all cases: nine minutes of a machine that does only this
+    python benchmarks/policy_effect.py --json out.json        # all: eleven minutes of a machine that does only this
     python benchmarks/policy_effect.py --case heavy-tail --rounds 4
     python benchmarks/policy_effect.py --share 0.2 --rounds 1    # does it run?
 
@@ -29,7 +29,7 @@ from jaxserve.sim.machine import Machine
 from jaxserve.sim.profile import Profile
 from jaxserve.sim.report import aligned
 from jaxserve.sim.sweep import PolicySpec, Setting, capacity
-from jaxserve.sim.workload import Trace, poisson, sample
+from jaxserve.sim.workload import Trace, poisson, sample, together
 
 BAR = 0.5
 NOTHING = 0.05
@@ -54,14 +54,20 @@ class Case:
     baseline: str = "fcfs"
     scale: float = 1.0
     engine: str = "4"
+    flood: float = 0.0
+    """Load that another tenant, `flood`, sends beside that of `calm`, for as long."""
 
     def arrivals(self, machine: Machine, share: float, seed: int) -> Trace:
         trace = fitting(traces.load(self.trace).shrunk(self.scale), machine)
         jobs = max(20, round(share * self.jobs))
         if self.load is None:
             return sample(trace, jobs, 1e6, seed, lambda draw: 0.0)
-        rate = self.load * capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
-        return sample(trace, jobs, rate, seed, poisson)
+        unit = capacity(Setting(trace=trace, machine=machine, jobs=100, arrivals="poisson"))
+        calm = sample(trace, jobs, self.load * unit, seed, poisson)
+        if not self.flood:
+            return calm
+        flood = sample(trace, round(jobs * self.flood / self.load), self.flood * unit, seed + 100, poisson)
+        return together(trace.name, {"flood": flood, "calm": calm})
 
 
 CASES = {
@@ -78,6 +84,10 @@ CASES = {
         jobs=60,
         load=1.2,
         engine="crowded",
+    ),
+    # A tenant that sends three times what the machine can do, beside one that asks for a little more than half of it.
+    "tenants": Case(
+        "azure-conv", "fairness", "latency_mean_calm_s", jobs=40, load=0.6, scale=0.5, engine="16", flood=3.0
     ),
     # Prefixes of 15,000 tokens together, more than the cache holds.
     "offline": Case(

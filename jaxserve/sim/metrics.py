@@ -145,6 +145,19 @@ def job_times(served: Iterable[Served]) -> list[float]:
     return [finish - begin[job] for job, finish in end.items()]
 
 
+def shares(served: Sequence[Served]) -> dict[str, float]:
+    """What part of the service each tenant got while all of them sent requests. A prompt token counts 1, a generated
+    one 2, as in VTC."""
+    last: dict[str, float] = {}
+    for one in served:
+        last[one.tenant] = max(last.get(one.tenant, -math.inf), one.arrival)
+    end, given = min(last.values()), dict.fromkeys(last, 0)
+    for one in served:
+        if one.done and one.finish <= end:
+            given[one.tenant] += one.prompt + 2 * one.output
+    return {tenant: tokens / max(1, sum(given.values())) for tenant, tokens in given.items()}
+
+
 def figures(run: Run, slo: SLO | None = None) -> dict[str, float]:
     """Every figure of a run by name; the unit is the name's last part.
 

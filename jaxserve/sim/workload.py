@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -97,6 +97,12 @@ def _shrunk(job: Job, factor: float) -> Job:
         for turn in job.turns
     )
     return msgspec.structs.replace(job, turns=turns)
+
+
+def together(name: str, tenants: Mapping[str, Trace]) -> Trace:
+    """The jobs of several tenants, by arrival."""
+    jobs = [msgspec.structs.replace(job, tenant=tenant) for tenant, trace in tenants.items() for job in trace.jobs]
+    return Trace(name, tuple(sorted(jobs, key=lambda job: job.arrival)))
 
 
 Gaps = Callable[[random.Random], float]

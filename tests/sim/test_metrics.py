@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from jaxserve.sim.metrics import SLO, Gaps, Run, Served, figures, interval, job_times, spread
+from jaxserve.sim.metrics import SLO, Gaps, Run, Served, figures, interval, job_times, shares, spread
 
 
 def served(
@@ -76,3 +76,12 @@ def test_intervals_cover_the_mean_and_shrink():
     _, low4, high4 = interval([1.0, 2.0, 3.0, 4.0] * 4)
     assert high4 - low4 < high - low
     assert math.isnan(interval([1.0])[1])
+
+
+def test_shares_are_of_the_time_in_which_all_send():
+    def of(tenant: str, arrival: float, finish: float, output: int) -> Served:
+        return served(arrival=arrival, finish=finish, output=output, tenant=tenant)
+
+    run = [of("a", 0, 2, 5), of("b", 1, 3, 15), of("a", 4, 6, 50), of("b", 9, 12, 5), served(tenant="b", aborted=True)]
+    assert shares(run) == {"a": 20 / 60, "b": 40 / 60}, "what ends after a has stopped sending does not count"
+    assert shares([of("a", 0, 2, 5)]) == {"a": 0}, "it ended after the last arrival"
