@@ -1,6 +1,6 @@
 """Does the simulator predict this engine? Profiles it, then plays traces into it and compares what was predicted.
 
-    python benchmarks/simulator_calibration.py --json out.json          # ten minutes, on a machine that does only this
+    python benchmarks/simulator_calibration.py --json out.json         # thirteen minutes, on a machine that does only this
     python benchmarks/simulator_calibration.py --seconds 3 --rounds 1     # does it run?
 
 For each trace and policy: the mean duration of a step and the p99 and mean job completion time, simulated with the
@@ -117,7 +117,7 @@ def prices(steps: Sequence[Timed], cost: CostModel) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a run (default 10)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of a run (default 20)")
     parser.add_argument("--load", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=5, help="of the profile's grid (default 5)")
     parser.add_argument("--profile", type=Path, help="use this profile, or write it there")
