@@ -1,6 +1,6 @@
 """Does the simulator predict this engine? Profiles it, then plays traces into it and compares what was predicted.
 
-    python benchmarks/simulator_calibration.py --json out.json         # thirteen minutes, on a machine that does only this
+    python benchmarks/simulator_calibration.py --json out.json          # thirteen minutes of a machine to itself
     python benchmarks/simulator_calibration.py --seconds 3 --rounds 1     # does it run?
 
 For each trace and policy: the mean duration of a step and the p99 and mean job completion time, simulated with the
