@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -32,6 +33,8 @@ from pallas_kernels.paged_decode import paged_decode
 from pallas_kernels.paged_prefill import paged_prefill
 
 MIB = 1 << 20
+KERNELS = re.compile("triton|mosaic|cudnn")
+"""In the names of what calls an attention kernel."""
 
 
 def kernels(args: argparse.Namespace) -> None:
@@ -83,7 +86,9 @@ def steps(args: argparse.Namespace) -> None:
     heads = [head_name(args.rows, variant) for variant in HeadVariant]
     (group,) = Model.from_config(LLAMA_8B, jnp.bfloat16).kv_groups()
     for name in args.formats:
-        functions = step_functions(LLAMA_8B, rows=args.rows, tiles=args.tiles, pages=args.pages, kv_format=name)
+        functions = step_functions(
+            LLAMA_8B, rows=args.rows, tiles=args.tiles, pages=args.pages, kv_format=name, backend=args.attention_backend
+        )
         programs = {program.name: program for program in functions.programs()}
         forwards = [forward_name(args.rows, 0), forward_name(args.rows, args.tiles)]
         # Of the embedding table a step reads a few rows.
@@ -94,7 +99,7 @@ def steps(args: argparse.Namespace) -> None:
         row = sum(kind.bytes * pages for kind, pages in held)
         for program in (programs[key] for key in (*forwards, *(heads if name == args.formats[0] else ()))):
             facts = compile_for(targets()["h200"], program.function, program.args, program.donate)
-            calls = sum(count for target, count in facts.custom_calls.items() if "triton" in target)
+            calls = sum(count for target, count in facts.custom_calls.items() if KERNELS.search(target))
             tiles = args.tiles if program.name == forwards[1] else 0
             read = weights + row * (args.rows + bool(tiles))
             print(
@@ -116,6 +121,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=4096, help="tokens a row reads, for the last column")
     parser.add_argument(
         "--formats", nargs="+", default=["bf16", "int8", "fp8_e4m3"], help=f"of {', '.join(formats.choices())}"
+    )
+    parser.add_argument(
+        "--attention-backend", choices=("triton", "mosaic", "cudnn"), default="triton", help="of the steps"
     )
     args = parser.parse_args()
     print(f"jax {jax.__version__}, target h200, {args.pages} pages\n")

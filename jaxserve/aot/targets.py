@@ -32,6 +32,8 @@ class Target:
     bytes_per_s: float
     arch: str
     """As ptxas names it."""
+    capability: tuple[int, int]
+    """CUDA's compute capability."""
 
     def devices(self, count: int = 1) -> list[jax.Device]:
         """`count` compile-only devices on one host.
@@ -49,22 +51,23 @@ def targets() -> dict[str, Target]:
 
 def _read(path: Path) -> Target:
     text = path.read_text()
+    found = re.search(r"cuda_compute_capability\s*{([^}]*)}", text)
+    if found is None:
+        raise ValueError(f"the target description {path} lacks cuda_compute_capability")
+    fields, capability = found[1], _capability(found[1])
     return Target(
         name=path.stem,
         text=text,
         memory_bytes=int(_number(text, "device_memory_size")),
         bytes_per_s=float(_number(text, "memory_bandwidth")),
-        arch=_arch(text),
+        arch="sm_{}{}{}".format(*capability, "a" if "ACCELERATED_FEATURES" in fields else ""),
+        capability=capability,
     )
 
 
-def _arch(text: str) -> str:
-    fields = re.search(r"cuda_compute_capability\s*{([^}]*)}", text)
-    if fields is None:
-        raise ValueError("the target description lacks cuda_compute_capability")
-    major, minor = (re.search(rf"{part}:\s*(\d+)", fields[1]) for part in ("major", "minor"))
-    suffix = "a" if "ACCELERATED_FEATURES" in fields[1] else ""
-    return f"sm_{major[1] if major else 0}{minor[1] if minor else 0}{suffix}"
+def _capability(fields: str) -> tuple[int, int]:
+    major, minor = (re.search(rf"{part}:\s*(\d+)", fields) for part in ("major", "minor"))
+    return int(major[1]) if major else 0, int(minor[1]) if minor else 0
 
 
 def _number(text: str, field: str) -> str:
