@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from jaxserve.types import PAGE_TOKENS, KVGroup
 from pallas_kernels.chunk_attention.api import _OPS as chunk_ops
 from pallas_kernels.paged_decode.api import _OPS as decode_ops
 from pallas_kernels.paged_prefill.api import _OPS as prefill_ops
+from tests.kernels.cases import QUICKLY
 
 HEADS, KV_HEADS, DIM, LAYERS, SLOTS, PAGES = 4, 2, 64, 2, 5, 24
 LENGTH = 300
@@ -30,6 +31,7 @@ class Spec(NamedTuple):
 
 
 PLAIN = Spec()
+Step = Callable[..., tuple[KVState, jax.Array]]
 
 
 class Work(NamedTuple):
@@ -70,13 +72,17 @@ def dense(seed: int, window: int | None = None) -> np.ndarray:
     return np.einsum("hqk,khd->qhd", w / w.sum(-1, keepdims=True), v)
 
 
-@functools.partial(jax.jit, static_argnames="spec", donate_argnums=0)
-def step(kv: KVState, q, k, v, rows, tiles, *, spec: Spec):
+def _step(kv: KVState, q, k, v, rows, tiles, *, spec: Spec):
     meta = build_meta(kv.tables, *rows, *tiles)
     return attend_layer(kv, 0, 1, q, k, v, meta, spec)
 
 
-def run(kv: KVState, rows: Sequence[Work], tiles: Sequence[Work], width: int, spec: Spec = PLAIN):
+step = jax.jit(_step, static_argnames="spec", donate_argnums=0)
+quick_step = jax.jit(_step, static_argnames="spec", donate_argnums=0, compiler_options=QUICKLY)
+"""Where values are compared, not bits."""
+
+
+def run(kv: KVState, rows: Sequence[Work], tiles: Sequence[Work], width: int, spec: Spec = PLAIN, step: Step = step):
     """One step in a bucket of 3 rows of `width` tokens and at least 2 tiles; padding is NaN. Slot s holds sequence s.
 
     Returns the state and {(slot, position): output}.
@@ -106,7 +112,7 @@ def run(kv: KVState, rows: Sequence[Work], tiles: Sequence[Work], width: int, sp
     return kv, got
 
 
-def generate(kv: KVState, spec: Spec = PLAIN) -> dict[tuple[int, int], np.ndarray]:
+def generate(kv: KVState, spec: Spec = PLAIN, step: Step = step) -> dict[tuple[int, int], np.ndarray]:
     """Slot 1 by chunks and decode rows of 1 and 2 tokens, slot 3 beside it by other chunks."""
     got = {}
     for rows, tiles in [
@@ -118,7 +124,7 @@ def generate(kv: KVState, spec: Spec = PLAIN) -> dict[tuple[int, int], np.ndarra
         ((Work(3, 286, 2), Work(1, 192, 1)), ()),
         ((Work(1, 193, 2), Work(3, 288, 1)), ()),
     ]:
-        kv, new = run(kv, rows, tiles, 2, spec)
+        kv, new = run(kv, rows, tiles, 2, spec, step)
         got |= new
     return got
 
@@ -137,7 +143,7 @@ def test_chunks_on_cudnn_and_the_pages_before_them_merge(monkeypatch: pytest.Mon
     monkeypatch.setitem(chunk_ops, "cudnn", chunk_ops["reference"])
     for ops in (prefill_ops, decode_ops):
         monkeypatch.setitem(ops, "cudnn", ops["reference"])
-    step.clear_cache()
+    quick_step.clear_cache()
     equals_dense_attention(new_state("bf16", backend="cudnn"), window, 2e-2)
     steps = [
         (Work(1, 0, 64), Work(1, 64, 64), Work(3, 0, 64), Work(3, 64, 6)),
@@ -147,7 +153,7 @@ def test_chunks_on_cudnn_and_the_pages_before_them_merge(monkeypatch: pytest.Mon
     for backend in ("cudnn", "reference"):
         kv, found[backend] = new_state("bf16", backend=backend), {}
         for tiles in steps:
-            kv, new = run(kv, (), tiles, 1, Spec(window=window))
+            kv, new = run(kv, (), tiles, 1, Spec(window=window), quick_step)
             found[backend] |= new
     assert len(found["cudnn"]) == 286 + 197
     for at, o in found["cudnn"].items():
@@ -161,7 +167,7 @@ def test_rotated_keys_meet_rotated_queries(dtype: str, tolerance: float, backend
 
 
 def equals_dense_attention(kv: KVState, window: int | None, tolerance: float) -> None:
-    got = generate(kv, Spec(window=window))
+    got = generate(kv, Spec(window=window), quick_step)
     assert len(got) == 195 + 289
     for (slot, position), o in got.items():
         np.testing.assert_allclose(o, dense(slot, window)[position], atol=tolerance)
