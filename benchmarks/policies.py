@@ -1,6 +1,6 @@
 """What scheduling policies gain: the engine's own scheduler in virtual time, on an A100's published cost.
 
-    python benchmarks/policies.py                    # every case: about twenty minutes
+    python benchmarks/policies.py                    # every case: about an hour
     python benchmarks/policies.py deadlines
     python benchmarks/policies.py heavy-tail --seeds 2 --requests 500              # a quick look
 
