@@ -20,7 +20,7 @@ from jaxserve.sim import traces
 from jaxserve.sim.machine import published
 from jaxserve.sim.metrics import SLO, shares
 from jaxserve.sim.sweep import PolicySpec, Setting, capacity, sweep
-from jaxserve.sim.workload import Trace, sample, together
+from jaxserve.sim.workload import Trace, poisson, sample, together
 
 T95 = {2: 12.7, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 """Student's t for a mean of so many values."""
@@ -108,8 +108,8 @@ def fairness(args: argparse.Namespace) -> None:
     for name in ("fcfs", "sarathi", "fairness"):
         parts, times = [], []
         for seed in range(args.seeds):
-            flood = sample(trace, args.requests, 3 * unit, seed, lambda draw: draw.expovariate(1.0))
-            calm = sample(trace, args.requests // 5, 0.6 * unit, seed + 100, lambda draw: draw.expovariate(1.0))
+            flood = sample(trace, args.requests, 3 * unit, seed, poisson)
+            calm = sample(trace, args.requests // 5, 0.6 * unit, seed + 100, poisson)
             mixed = together("mixed", {"flood": flood, "calm": calm})
             served = setting.simulation(PolicySpec.parse(name), mixed).run().served
             parts.append(shares(served)["calm"])

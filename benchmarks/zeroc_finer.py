@@ -13,7 +13,6 @@ cache can know (whom later queries will attend to, times that): the second bound
 from __future__ import annotations
 
 import argparse
-import math
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from jaxserve import bundled
 from jaxserve.calibrate.choice import path
+from jaxserve.calibrate.loss import rise, whole_pages, window_loss
 from jaxserve.calibrate.moments import collect
 from jaxserve.calibrate.options import CalibrateOptions
 from jaxserve.calibrate.rotations import find_basis
@@ -30,7 +30,6 @@ from jaxserve.calibrate.run import sample, split
 from jaxserve.checkpoint.kv_calibration import Channels, share
 from jaxserve.checkpoint.load import load_model
 from jaxserve.models.basis import change_basis
-from jaxserve.models.config import AttentionSpec
 from jaxserve.models.model import Model, Params
 from jaxserve.text.tokenizer import Tokenizer
 from jaxserve.types import PAGE_TOKENS
@@ -40,71 +39,52 @@ TOKENS = ((28, 16, 16), (36, 32, 8), (40, 32, 16))
 64 channels."""
 
 
-class Loss:
-    """As `calibrate.loss.Loss`, with channels by head and side, and with `tokens` of each page whole."""
+class Rise:
+    """Of held-out perplexity in percent, with channels by head and side, and with `tokens` of each page whole."""
 
     def __init__(self, model: Model, params: Params, held_out: np.ndarray) -> None:
-        self.model, self.params, self.held_out = model, params, held_out
+        self.model, self._params, self._held_out = model, params, held_out
         self._programs = {oracle: jax.jit(partial(self._window, oracle)) for oracle in (False, True)}
+        c = model.config
+        self._base = self.loss(np.full((c.layers, c.kv_heads, 2), c.head_dim))
 
     def __call__(self, channels: np.ndarray, tokens: tuple[int, int] = (0, 0), oracle: bool = False) -> float:
-        """Nats a token. `channels`: int [layers, kv_heads, 2]; `tokens`: of keys and of values."""
+        """`channels`: int [layers, kv_heads, 2]; `tokens`: of keys and of values."""
+        return rise(self.loss(channels, tokens, oracle), self._base)
+
+    def loss(self, channels: np.ndarray, tokens: tuple[int, int] = (0, 0), oracle: bool = False) -> float:
+        """Nats a token."""
         program = self._programs[oracle]
         whole = jnp.asarray(tokens)
-        losses = [program(self.params, jnp.asarray(channels), whole, window) for window in self.held_out]
+        losses = [program(self._params, jnp.asarray(channels), whole, window) for window in self._held_out]
         return float(np.mean(losses, dtype=np.float64))
 
-    def rise(self, *args: Any) -> float:
-        """Of perplexity, in percent, over that with all channels."""
-        c = self.model.config
-        everything = np.full((c.layers, c.kv_heads, 2), c.head_dim)
-        return 100 * math.expm1(self(*args) - self(everything))
-
     def _window(self, oracle: bool, params: Params, channels: jax.Array, whole: jax.Array, tokens: Any) -> jax.Array:
-        def attend(layer: int, kv: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Any, jax.Array]:
-            return kv, _attend(q, k, v, channels[layer], whole, self.model.attention_spec(layer), oracle)
+        def cut(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+            worth = attention_to_come(q, k, self.model.attention_spec(layer).scale) if oracle else 1.0
 
-        hidden, _ = self.model.forward(params, tokens, jnp.arange(len(tokens)), None, attend)
-        logprobs = jax.nn.log_softmax(self.model.logits(params, hidden[:-1]))
-        return -jnp.mean(jnp.take_along_axis(logprobs, tokens[1:, None], axis=1))
+            def side(x: jax.Array, number: int) -> jax.Array:
+                leading = jnp.arange(x.shape[-1]) < channels[layer, :, number, None]
+                lost = jnp.linalg.norm(jnp.where(leading, 0, x), axis=-1) * worth
+                order = jnp.argsort(-lost.reshape(-1, PAGE_TOKENS, lost.shape[1]), axis=1)
+                kept = (jnp.argsort(order, axis=1) < whole[number]).reshape(lost.shape)
+                return jnp.where(leading | kept[..., None], x, 0)
 
+            return side(k, 0), side(v, 1)
 
-def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, channels: jax.Array, whole: jax.Array, spec: AttentionSpec, oracle: bool
-) -> jax.Array:
-    """q [T, heads, head_dim], k and v [T, kv_heads, head_dim], channels [kv_heads, 2], whole [2] -> like q."""
-    length, _, head_dim = q.shape
-    q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
-    q32 = q32.reshape(length, k.shape[1], -1, head_dim)
-    position = jnp.arange(length)
-    page = position // PAGE_TOKENS
-    exact = (page == page[:, None]) | (page == 0)
-    seen = position[:, None] >= position
-
-    def scores(keys: jax.Array) -> jax.Array:
-        return jnp.einsum("qhgd,khd->hgqk", q32, keys, precision="highest") * spec.scale
-
-    def mixed(weights: jax.Array, values: jax.Array) -> jax.Array:
-        return jnp.einsum("hgqk,khd->qhgd", weights, values, precision="highest")
-
-    attention = jax.nn.softmax(jnp.where(seen, scores(k32), -jnp.inf), axis=-1)
-    worth = jnp.sum(jnp.where(exact, 0, attention), axis=(1, 2)).T if oracle else 1.0
-
-    def cut(x: jax.Array, side: int) -> jax.Array:
-        leading = jnp.arange(head_dim) < channels[:, side, None]
-        lost = jnp.linalg.norm(jnp.where(leading, 0, x), axis=-1) * worth
-        order = jnp.argsort(-lost.reshape(-1, PAGE_TOKENS, lost.shape[1]), axis=1)
-        kept = (jnp.argsort(order, axis=1) < whole[side]).reshape(lost.shape)
-        return jnp.where(leading | kept[..., None], x, 0)
-
-    s = jnp.where(exact, scores(k32), scores(cut(k32, 0)))
-    p = jax.nn.softmax(jnp.where(seen, s, -jnp.inf), axis=-1)
-    o = mixed(jnp.where(exact, p, 0), v32) + mixed(jnp.where(exact, 0, p), cut(v32, 1))
-    return o.reshape(q.shape).astype(q.dtype)
+        return window_loss(self.model, params, tokens, cut)
 
 
-def by_head(loss: Loss, quick: Loss, sizes: tuple[int, ...]) -> None:
-    c = loss.model.config
+def attention_to_come(q: jax.Array, k: jax.Array, scale: float) -> jax.Array:
+    """[T, kv_heads]: what each token is given by queries that read it sealed."""
+    length, kv_heads, head_dim = k.shape
+    scores = jnp.einsum("qhgd,khd->hgqk", q.reshape(length, kv_heads, -1, head_dim), k, precision="highest") * scale
+    attention = jax.nn.softmax(jnp.where(jnp.tri(length, dtype=bool), scores, -jnp.inf), axis=-1)
+    return jnp.sum(jnp.where(whole_pages(length), 0, attention), axis=(1, 2)).T
+
+
+def by_head(risen: Rise, quick: Rise, sizes: tuple[int, ...]) -> None:
+    c = risen.model.config
 
     def spread(choice: Channels) -> np.ndarray:
         """One pair a layer or one a head -> [layers, kv_heads, 2]"""
@@ -112,7 +92,7 @@ def by_head(loss: Loss, quick: Loss, sizes: tuple[int, ...]) -> None:
         return np.broadcast_to(pairs, (c.layers, c.kv_heads, 2))
 
     paths = [
-        path(units, c.head_dim, sizes, lambda choice: quick(spread(choice)))
+        path(units, c.head_dim, sizes, lambda choice: quick.loss(spread(choice)))
         for units in (c.layers, c.layers * c.kv_heads)
     ]
     print("| channels kept | a number for each layer | for each head |\n|---:|---:|---:|")
@@ -120,12 +100,12 @@ def by_head(loss: Loss, quick: Loss, sizes: tuple[int, ...]) -> None:
         rises = []
         for choices in paths:
             choice = next(choice for choice in choices if share(choice, c.head_dim) <= least)
-            rises.append(f"{loss.rise(spread(choice)):+.2f} %")
+            rises.append(f"{risen(spread(choice)):+.2f} %")
         print(f"| {least:.1%} | {' | '.join(rises)} |", flush=True)
 
 
-def by_token(loss: Loss) -> None:
-    c = loss.model.config
+def by_token(risen: Rise) -> None:
+    c = risen.model.config
     print("\n| side | kept | channels of every token | tokens by what they lose | with the attention to come |")
     print("|---|---:|---:|---:|---:|")
     for side, name in enumerate(("keys", "values")):
@@ -133,7 +113,7 @@ def by_token(loss: Loss) -> None:
             channels, some = (np.full((c.layers, c.kv_heads, 2), c.head_dim) for _ in range(2))
             channels[..., side], some[..., side] = alike, fewer
             whole = (tokens, 0) if side == 0 else (0, tokens)
-            rises = [loss.rise(channels), loss.rise(some, whole), loss.rise(some, whole, True)]
+            rises = [risen(channels), risen(some, whole), risen(some, whole, True)]
             about = [f"{alike}: ", f"{fewer}, {tokens} tokens whole: ", ""]
             cells = " | ".join(f"{words}{rise:+.2f} %" for words, rise in zip(about, rises, strict=True))
             print(f"| {name} | {alike / c.head_dim:.1%} | {cells} |", flush=True)
@@ -149,9 +129,9 @@ def main() -> None:
     options = CalibrateOptions(held_out=args.held_out)
     text, held_out = split(Tokenizer.from_folder(folder).encode(sample()), options, c.max_position)
     turned = change_basis(model, params, find_basis(collect(model, params, text), model, params))
-    loss = Loss(*turned, held_out)
-    by_head(loss, Loss(*turned, held_out[:2]), tuple(options.sizes(c.head_dim)))
-    by_token(loss)
+    risen = Rise(*turned, held_out)
+    by_head(risen, Rise(*turned, held_out[:2]), tuple(options.sizes(c.head_dim)))
+    by_token(risen)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 
 from pallas_kernels.native.build import compiler
 
+Kind = TypeVar("Kind")
 BACKENDS = ("reference", "tiled", "native", "invariant", "triton", "mosaic", "cudnn")
 """`reference`: jnp. `tiled`: jnp, every decode row computed as a prefill tile, so that a token's bits depend neither
 on the rows beside it nor on whether it came by decode or by prefill. `native`: C on CPUs, with a kernel of its own
@@ -33,3 +36,11 @@ def resolve(backend: str | None) -> str:
 def runs_kernels(backend: str | None) -> bool:
     """Whether the op runs as a Pallas kernel, which wants its pages in rows."""
     return resolve(backend) in ("triton", "mosaic", "cudnn")
+
+
+def layout_for(backend: str | None, *, kernels: Kind, host: Kind, reference: Kind) -> Kind:
+    """Of layouts that hold the same pages, the one that `backend` reads best: that of GPUs' kernels, of CPUs' or of the
+    reference walk."""
+    if runs_kernels(backend):
+        return kernels
+    return host if resolve(backend) in ("native", "invariant") else reference

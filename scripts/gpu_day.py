@@ -22,7 +22,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ from gpu_kernels import (
     OPS,
     PAGE,
     SMOKE,
+    Kind,
     Plan,
+    Say,
     bandwidth,
     correctness,
     fill,
@@ -53,7 +55,6 @@ from pallas_kernels.chunk_attention import missing
 
 PARTS = ("checks", "kernels", "chunks", "steps")
 FORMATS = tuple(name for name in formats.names() if name not in ("f16", "f32"))
-Say = Callable[[str], None]
 
 
 def step_format(name: str, plan: Plan) -> KVFormat:
@@ -124,7 +125,7 @@ def chunk(backend: str, tiles: int, context: int, plan: Plan) -> tuple[np.ndarra
     config, pages = plan.config, context // PAGE
     format = formats.get("bf16", backend=backend)
     group = KVGroup(layers=(0,), kv_heads=config.kv_heads, head_dim=config.head_dim)
-    pool = fill(KINDS["bf16"]._replace(layout=format.layout), pages, 1, config.kv_heads, config.head_dim)
+    pool = fill(Kind(format.layout), pages, 1, config.kv_heads, config.head_dim)
     table = np.random.default_rng(0).permutation(pages).astype(np.int32)
     state = dataclasses.replace(
         allocate(kv_shapes([group], [format], [(1,)], 1, context)),
@@ -221,7 +222,7 @@ def kernel_row(op: str, backend: str, name: str, rows: int, context: int, plan: 
     return f"{head} {took * 1e6:,.1f} | {rate / 1e9:,.0f} | {rate / copy:.0%} | {layer_major} |"
 
 
-def steps(plan: Plan, copy: float, say: Say) -> None:
+def steps(plan: Plan, names: Sequence[str], copy: float, say: Say) -> None:
     say(
         "\n## 8B decode steps\n\nMilliseconds; the share is the least time for weights and KV at the copy "
         "bandwidth over the measured time.\n\n| pages | batch | context | ms | share |\n|---|---:|---:|---:|---:|"
@@ -231,7 +232,7 @@ def steps(plan: Plan, copy: float, say: Say) -> None:
     read = params | {"embedding": {"head": params["embedding"]["head"]}}  # of the table, a few rows
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(read))
     (group,) = model.kv_groups()
-    for name in plan.formats:
+    for name in names:
         format = step_format(name, plan)
         for batch in plan.batches:
             for context in plan.contexts:
@@ -243,8 +244,8 @@ def steps(plan: Plan, copy: float, say: Say) -> None:
                 say(f"| {name} | {batch} | {context} | {took * 1e3:.2f} | {least / took:.0%} |")
 
 
-def report(plan: Plan, parts: Sequence[str], say: Say) -> bool:
-    """False if a kernel was wrong."""
+def report(plan: Plan, parts: Sequence[str], names: Sequence[str], say: Say) -> bool:
+    """`names`: formats of the steps. False if a kernel was wrong."""
     say(f"# GPU day: {jax.devices()[0].device_kind}, jax {jax.__version__}, {time.strftime('%Y-%m-%d')}\n")
     copy = bandwidth(plan)
     say(f"Copy bandwidth: {copy / 1e9:,.0f} GB/s (reads and writes, {plan.copy_bytes >> 20} MiB).")
@@ -258,7 +259,7 @@ def report(plan: Plan, parts: Sequence[str], say: Say) -> bool:
             case "chunks":
                 good &= chunks(plan, say)
             case "steps":
-                steps(plan, copy, say)
+                steps(plan, names, copy, say)
     return good
 
 
@@ -270,14 +271,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all, in this order")
     parser.add_argument("--pages", nargs="+", choices=tuple(KINDS), help="of checks and kernels; default: all")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="of steps; default: all")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="of steps; default: all")
     args = parser.parse_args()
     say = sink(args.smoke, args.out)
     if say is None:
         return 2
     plan = SMOKE if args.smoke else FULL
-    plan = dataclasses.replace(plan, kinds=args.pages or plan.kinds, formats=args.formats or FORMATS)
-    return 0 if report(plan, args.parts, say) else 1
+    plan = dataclasses.replace(plan, kinds=tuple(args.pages or plan.kinds))
+    return 0 if report(plan, args.parts, args.formats, say) else 1
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pallas_kernels.paged_prefill import triton as prefill_triton
 
 PAGE = 64
 DISTINCT = 17
+Say = Callable[[str], None]
 
 
 class Kind(NamedTuple):
@@ -76,7 +77,6 @@ class Plan:
     repeats: int
     interpret: bool
     kinds: tuple[str, ...]
-    formats: tuple[str, ...] = ()
 
 
 FULL = Plan(
@@ -286,7 +286,7 @@ def kernel_time(
     return seconds(lambda: all_layers(q, pools), plan) / layers, size
 
 
-def sink(smoke: bool, out: Path | None) -> Callable[[str], None] | None:
+def sink(smoke: bool, out: Path | None) -> Say | None:
     """Prints each text, and writes all of them to `out`. None, and says so, where there is no GPU to be timed."""
     if not smoke and jax.default_backend() not in ("gpu", "cuda"):
         print(

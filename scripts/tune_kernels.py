@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from gpu_kernels import FULL, KINDS, PAGE, SMOKE, Kind, Plan, fill, kernel_time, sink
+from gpu_kernels import FULL, KINDS, PAGE, SMOKE, Kind, Plan, Say, fill, kernel_time, sink
 from jax.experimental import pallas as pl
 
 from pallas_kernels.tuning import Launch, decode_launch, decode_splits, prefill_launch
@@ -88,7 +88,7 @@ def text(sizes: dict[str, Any]) -> str:
     return f"{width}, {launch.num_warps} warps, {launch.num_stages} stages"
 
 
-def report(plan: Plan, names: tuple[str, ...], shapes: dict[str, Any], say: Callable[[str], None]) -> None:
+def report(plan: Plan, names: tuple[str, ...], shapes: dict[str, Any], say: Say) -> None:
     say(f"# Launch sizes: {jax.devices()[0].device_kind}, jax {jax.__version__}\n")
     say("| op | pages | rows | context | today | us | best | us | times |\n|---|---|---:|---:|---|---:|---|---:|---:|")
     for op, cases in shapes.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +14,9 @@ from jaxserve.checkpoint.kv_calibration import Channels
 from jaxserve.models.config import AttentionSpec
 from jaxserve.models.model import Model, Params
 from jaxserve.types import PAGE_TOKENS
+
+Cut = Callable[[int, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""cut(layer, q, k, v), float32 [T, heads or kv_heads, head_dim]: keys and values as sealed pages hold them."""
 
 
 class Loss:
@@ -40,24 +45,35 @@ class Loss:
 
     def _window(self, params: Params, masks: jax.Array, tokens: jax.Array) -> jax.Array:
         """`masks` float32 [layers, 2, head_dim]."""
-        model = self._model
 
-        def attend(layer: int, kv: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Any, jax.Array]:
-            return kv, _attend(q, k, v, masks[layer], model.attention_spec(layer))
+        def cut(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return k * masks[layer, 0], v * masks[layer, 1]
 
-        hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, attend)
-        logprobs = jax.nn.log_softmax(model.logits(params, hidden[:-1]))
-        return -jnp.mean(jnp.take_along_axis(logprobs, tokens[1:, None], axis=1))
+        return window_loss(self._model, params, tokens, cut)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, masks: jax.Array, spec: AttentionSpec) -> jax.Array:
-    """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] -> [T, heads, head_dim]."""
+def window_loss(model: Model, params: Params, tokens: jax.Array, cut: Cut) -> jax.Array:
+    """Nats a token of one window, where what is read sealed is what `cut` leaves of keys and values."""
+
+    def attend(layer: int, kv: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Any, jax.Array]:
+        q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
+        o = _attend(q32, (k32, v32), cut(layer, q32, k32, v32), model.attention_spec(layer))
+        return kv, o.astype(q.dtype)
+
+    hidden, _ = model.forward(params, tokens, jnp.arange(len(tokens)), None, attend)
+    logprobs = jax.nn.log_softmax(model.logits(params, hidden[:-1]))
+    return -jnp.mean(jnp.take_along_axis(logprobs, tokens[1:, None], axis=1))
+
+
+def _attend(
+    q: jax.Array, whole: tuple[jax.Array, jax.Array], sealed: tuple[jax.Array, jax.Array], spec: AttentionSpec
+) -> jax.Array:
+    """q [T, heads, head_dim], keys and values [T, kv_heads, head_dim] of whole and of sealed pages -> like q."""
     tokens, heads, head_dim = q.shape
-    q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
-    q32 = q32.reshape(tokens, k.shape[1], -1, head_dim)
+    (k32, v32), (sealed_k, sealed_v) = whole, sealed
+    q32 = q.reshape(tokens, k32.shape[1], -1, head_dim)
     position = jnp.arange(tokens)
-    page = position // PAGE_TOKENS
-    whole = (page == page[:, None]) | (page == 0)
+    exact = whole_pages(tokens)
     age = position[:, None] - position
     seen = (age >= 0) if spec.window is None else (age >= 0) & (age < spec.window)
 
@@ -65,14 +81,25 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, masks: jax.Array, spec: At
         s = jnp.einsum("qhgd,khd->hgqk", q32, keys, precision="highest") * spec.scale
         return s if spec.softcap is None else spec.softcap * jnp.tanh(s / spec.softcap)
 
-    s = jnp.where(whole, scores(k32), scores(k32 * masks[0]))
+    s = jnp.where(exact, scores(k32), scores(sealed_k))
     p = jax.nn.softmax(jnp.where(seen, s, -jnp.inf), axis=-1)
 
     def mixed(weights: jax.Array, values: jax.Array) -> jax.Array:
         return jnp.einsum("hgqk,khd->qhgd", weights, values, precision="highest")
 
-    o = mixed(jnp.where(whole, p, 0), v32) + mixed(jnp.where(whole, 0, p), v32 * masks[1])
-    return o.reshape(tokens, heads, head_dim).astype(q.dtype)
+    o = mixed(jnp.where(exact, p, 0), v32) + mixed(jnp.where(exact, 0, p), sealed_v)
+    return o.reshape(tokens, heads, head_dim)
+
+
+def whole_pages(tokens: int) -> jax.Array:
+    """bool [tokens, tokens], query by key: whether the key's page is read whole, as the first and the query's own."""
+    page = jnp.arange(tokens) // PAGE_TOKENS
+    return (page == page[:, None]) | (page == 0)
+
+
+def rise(loss: float, base: float) -> float:
+    """Of perplexity, in percent."""
+    return 100 * math.expm1(loss - base)
 
 
 def full(layers: int, head_dim: int) -> Channels:

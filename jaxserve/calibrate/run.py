@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxserve.calibrate.choice import fewest, in_groups, path
-from jaxserve.calibrate.loss import Loss, full
+from jaxserve.calibrate.loss import Loss, full, rise
 from jaxserve.calibrate.moments import collect
 from jaxserve.calibrate.options import CalibrateOptions
 from jaxserve.calibrate.rotations import find_basis
@@ -70,7 +70,7 @@ def calibrate(
         choices = [in_groups(one, options.groups, c.head_dim) for one in path(c.layers, c.head_dim, sizes, quick, done)]
 
     def within_bound(choice: Channels) -> bool:
-        return all(_rise(measure(choice), measure(everything)) <= options.loss_bound for measure in (quick, loss))
+        return all(rise(measure(choice), measure(everything)) <= options.loss_bound for measure in (quick, loss))
 
     if options.keep is None:
         chosen = fewest(choices, within_bound, c.head_dim)
@@ -115,21 +115,16 @@ def table(found: Calibrated) -> str:
     rows = [
         f"| {layer} | {k} | {v} | {(k + v) / (2 * head_dim):.0%} |" for layer, (k, v) in enumerate(calibration.channels)
     ]
-    rise = _rise(math.log(found.kept), math.log(found.dense))
+    more = rise(math.log(found.kept), math.log(found.dense))
     return "\n".join(
         [
             "| layer | channels of keys | of values | kept |",
             "|---:|---:|---:|---:|",
             *rows,
             f"\n{calibration.kept:.1%} of the channels of sealed pages, in {len(set(calibration.channels))} KV groups; "
-            f"perplexity of held-out text {found.dense:.3f} -> {found.kept:.3f} ({rise:+.2f} %).\n",
+            f"perplexity of held-out text {found.dense:.3f} -> {found.kept:.3f} ({more:+.2f} %).\n",
         ]
     )
-
-
-def _rise(loss: float, base: float) -> float:
-    """Of perplexity, in percent."""
-    return 100 * math.expm1(loss - base)
 
 
 @contextmanager

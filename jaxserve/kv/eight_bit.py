@@ -11,17 +11,8 @@ from jaxserve.kv.format import formats
 from jaxserve.kv.rotation import check_rotation, turned_keys, turned_queries
 from jaxserve.kv.token_format import TokenFormat
 from jaxserve.types import KVGroup
-from pallas_kernels.backends import resolve
+from pallas_kernels.backends import layout_for
 from pallas_kernels.layouts import Code, EightBitColumns, EightBitRows, Fp8, HostEightBitRows, Int8, TokenLayout
-
-_LAYOUTS: dict[str, type[Any]] = {
-    "native": HostEightBitRows,
-    "invariant": HostEightBitRows,
-    "triton": EightBitRows,
-    "mosaic": EightBitRows,
-    "cudnn": EightBitRows,
-}
-"""By the backend that reads them; others want columns."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,10 @@ class EightBitFormat(TokenFormat):
 
     @property
     def layout(self) -> TokenLayout:
-        layout: TokenLayout = _LAYOUTS.get(resolve(self.backend), EightBitColumns)(self.code, self.calibrated)
+        kind: type[Any] = layout_for(
+            self.backend, kernels=EightBitRows, host=HostEightBitRows, reference=EightBitColumns
+        )
+        layout: TokenLayout = kind(self.code, self.calibrated)
         return layout
 
     def payload(self, group: KVGroup, pages: tuple[int, ...]) -> Any:

@@ -13,19 +13,10 @@ import jax.numpy as jnp
 
 from jaxserve.kv.format import formats
 from jaxserve.kv.sealed import SealedFormat
-from pallas_kernels.backends import resolve
+from pallas_kernels.backends import layout_for
 from pallas_kernels.layouts import FloatColumns, FloatRows, HostFloatRows, SealedLayout
 
 NAME = "zeroc"
-
-_LAYOUTS: dict[str, type[Any]] = {
-    "native": HostFloatRows,
-    "invariant": HostFloatRows,
-    "triton": FloatRows,
-    "mosaic": FloatRows,
-    "cudnn": FloatRows,
-}
-"""By the backend that reads them; others want columns."""
 
 
 @formats.register(NAME)
@@ -35,7 +26,8 @@ class ZeroC(SealedFormat):
 
     @property
     def layout(self) -> SealedLayout:
-        layout: SealedLayout = _LAYOUTS.get(resolve(self.backend), FloatColumns)(jnp.dtype(self.dtype))
+        kind: type[Any] = layout_for(self.backend, kernels=FloatRows, host=HostFloatRows, reference=FloatColumns)
+        layout: SealedLayout = kind(jnp.dtype(self.dtype))
         return layout
 
 

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pallas_kernels.backends import resolve
+from pallas_kernels.backends import layout_for
 from pallas_kernels.layouts.columns import Columns
 from pallas_kernels.layouts.dense import Dense
 from pallas_kernels.layouts.host_dense import HostDense
 from pallas_kernels.layouts.layout import FloatLayout
 
-_LAYOUTS: dict[str, type[Any]] = {
-    "native": HostDense,
-    "invariant": HostDense,
-    "triton": Dense,
-    "mosaic": Dense,
-    "cudnn": Dense,
-}
-
 
 def float_layout(dtype: Any, backend: str | None) -> FloatLayout:
     """Floats of `dtype` as `backend` wants them; None is the platform's. See `pallas_kernels.backends`."""
-    layout: FloatLayout = _LAYOUTS.get(resolve(backend), Columns)(dtype)
+    kind: type[Any] = layout_for(backend, kernels=Dense, host=HostDense, reference=Columns)
+    layout: FloatLayout = kind(dtype)
     return layout

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.kernels.cases import QUICKLY
+from tests.scripts.smoke import run
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_day.py"
 FORMATS = {"bf16", "int8", "fp8_e4m3", "kivi4", "hack2", "zeroc"}
 """Of the steps: one of each kind."""
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(SCRIPT.parents[1])}
-    environment["XLA_FLAGS"] = " ".join(f"--{flag}={value}".lower() for flag, value in QUICKLY.items())
-    return subprocess.run([sys.executable, str(SCRIPT), *args], capture_output=True, text=True, env=environment)
-
-
 def test_smoke_fills_every_table(tmp_path: Path) -> None:
     out = tmp_path / "report.md"
-    ran = run("--smoke", "--out", str(out), "--formats", *FORMATS)
+    ran = run("gpu_day.py", "--smoke", "--out", str(out), "--formats", *FORMATS)
     assert ran.returncode == 0, ran.stderr
     text = out.read_text()
     assert text == ran.stdout
@@ -38,12 +28,12 @@ def test_smoke_fills_every_table(tmp_path: Path) -> None:
 
 
 def test_parts_and_pages_can_be_chosen() -> None:
-    ran = run("--smoke", "--parts", "checks", "--pages", "hack4_p")
+    ran = run("gpu_day.py", "--smoke", "--parts", "checks", "--pages", "hack4_p")
     assert ran.returncode == 0, ran.stderr
     assert [line.split()[1] for line in ran.stdout.splitlines() if line.endswith("ok |")] == ["decode", "prefill"]
     assert "## Kernels" not in ran.stdout
 
 
 def test_without_a_gpu_it_says_so() -> None:
-    ran = run()
+    ran = run("gpu_day.py")
     assert ran.returncode == 2 and "--smoke" in ran.stderr

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-from tests.kernels.cases import QUICKLY
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "tune_kernels.py"
-
-
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(SCRIPT.parents[1])}
-    environment["XLA_FLAGS"] = " ".join(f"--{flag}={value}".lower() for flag, value in QUICKLY.items())
-    return subprocess.run([sys.executable, str(SCRIPT), *args], capture_output=True, text=True, env=environment)
+from tests.scripts.smoke import run
 
 
 def test_smoke_tries_the_sizes_of_both_kernels() -> None:
-    ran = run("--smoke", "--pages", "bf16")
+    ran = run("tune_kernels.py", "--smoke", "--pages", "bf16")
     assert ran.returncode == 0, ran.stderr
     assert not ran.stderr
     rows = [line.split("|")[1:-1] for line in ran.stdout.splitlines() if line.startswith("| ")][1:]
@@ -28,5 +15,5 @@ def test_smoke_tries_the_sizes_of_both_kernels() -> None:
 
 
 def test_without_a_gpu_it_says_so() -> None:
-    ran = run()
+    ran = run("tune_kernels.py")
     assert ran.returncode == 2 and "--smoke" in ran.stderr
